@@ -1,0 +1,1 @@
+"""SSDD: Self-Supervised Difference Detection for weakly-supervised semantic segmentation, on Ray."""

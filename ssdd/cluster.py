@@ -1,0 +1,106 @@
+"""Connecting to Ray, and who gets which CPU: a plan that can be met with 1, 2, 4 or 64 CPUs."""
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+
+from ssdd.config import Config
+
+
+class ResourceError(RuntimeError):
+    """The cluster can never give what was asked for."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Logical resources of everything that runs at the same time.
+
+    A training or network process, the CRF actors and the data tasks each hold `unit` CPUs a process; their sum
+    never exceeds the cluster, so that nothing waits for ever. With few CPUs `unit` is a fraction, because a process
+    that waits for another one needs no core of its own.
+    """
+
+    unit: float
+    workers: int
+    crf_actors: int
+    data_tasks: int
+    use_gpu: bool
+    threads: int
+    """torch threads of one training or network process without a GPU."""
+
+    @property
+    def network_resources(self) -> dict[str, float]:
+        """Of one training worker or network actor."""
+        return {"CPU": self.unit, "GPU": 1} if self.use_gpu else {"CPU": self.unit}
+
+
+def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu: bool | None) -> Plan:
+    """Split a cluster.
+
+    Args:
+        cpus, gpus, nodes: what the cluster has.
+        workers: training workers; None for one per GPU or, without GPUs, one per node.
+        use_gpu: None for: where there are GPUs.
+
+    Raises:
+        ResourceError: the request can never be met; says what is there and what to change.
+    """
+    if cpus < 1:
+        raise ResourceError(f"the cluster has {cpus:g} CPUs; at least 1 is needed (`ray start --num-cpus`)")
+    if use_gpu is None:
+        use_gpu = gpus >= 1
+    if use_gpu and gpus < 1:
+        raise ResourceError(f"--gpus True, but the cluster has {gpus:g} GPUs; leave --gpus out to train on CPUs")
+    if workers is None:
+        workers = max(1, int(gpus) if use_gpu else nodes)
+    if use_gpu and workers > gpus:
+        raise ResourceError(f"--workers {workers} on GPUs, but the cluster has {gpus:g} GPUs; ask for at most that many")
+    # The least that runs: the workers, one CRF actor, one data task.
+    slots = max(int(cpus), 4)
+    if workers + 2 > slots:
+        raise ResourceError(
+            f"--workers {workers} with CRF actors and data tasks need {workers + 2} CPUs, the cluster has {cpus:g}; "
+            f"ask for at most {slots - 2} workers"
+        )
+    unit = min(1.0, int(cpus) / slots)
+    data_tasks = max(1, (slots - workers) // 4)
+    crf_actors = max(1, slots - workers - data_tasks)
+    cores = min(os.cpu_count() or 1, max(1, int(cpus // nodes)))
+    threads = max(1, cores // -(-workers // nodes))
+    return Plan(unit, workers, crf_actors, data_tasks, use_gpu, threads)
+
+
+def in_job() -> bool:
+    """Whether this process is the entry point of a submitted Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def connect(config: Config) -> Plan:
+    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
+    options = dict(log_to_driver=False, logging_level=logging.ERROR)
+    if not ray.is_initialized():
+        if config.num_cpus is not None and not os.environ.get("RAY_ADDRESS"):
+            ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)
+        else:
+            ray.init(**options)
+    if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
+        raise ResourceError(
+            f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "
+            f"{ray.cluster_resources().get('CPU', 0):g} CPUs; leave it out"
+        )
+    quiet()
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+    return make_plan(resources.get("CPU", 0), resources.get("GPU", 0), max(1, nodes), config.workers, config.gpus)
+
+
+def quiet() -> None:
+    """Leave the terminal to our own progress lines; errors still show."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)

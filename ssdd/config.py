@@ -1,0 +1,266 @@
+"""The typed configuration of every stage, and its presets. `parse` reads it from a command line (tyro).
+
+Every field is settable, e.g. `--preset mini --dynamic.train.epochs 20 --network.backbone.name resnet50`.
+"""
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import tyro
+
+from ssdd.crf import CRFParams
+from ssdd.networks import NetworkConfig
+from ssdd.transforms import AugmentConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training: schedule, optimizer (SGD), augmentation."""
+
+    epochs: int
+    batch_size: int
+    """Images a step over all workers together."""
+    lr: float
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    new_layers_lr: float = 10.0
+    """Learning rate of newly initialised layers (heads, DD-Net), as a multiple of the backbone's."""
+    momentum: float = 0.9
+    """The paper names 0.9; in the published loop it never acts, because a new optimizer is built at every step."""
+    weight_decay: float = 2e-4
+    schedule: Literal["cosine", "poly"] = "cosine"
+    """cosine: ramp-down whose length is 1.2 x the epochs (published code); poly: power 0.9 (PSA)."""
+
+
+@dataclass(frozen=True)
+class BiasConfig:
+    """Eq. 3's bias and the vanished-class test behind its presence part."""
+
+    bias: float
+    background: float
+    presence: bool = True
+    """Add the presence part (-1 / +1 at classes that the mapping wiped out)."""
+    vanish_ratio: float = 0.5
+    """A class has vanished where pixels in advice / pixels in knowledge is below this."""
+
+
+@dataclass(frozen=True)
+class SeedsConfig:
+    """PSA: classifier, CAM, AffinityNet, random walk (method notes)."""
+
+    classifier: TrainConfig
+    affinity: TrainConfig
+    cam_size: int = 448
+    """Side that images are resized to for CAMs and affinities at scale 1."""
+    cam_scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    alpha_low: float = 4
+    alpha_high: float = 32
+    alpha_walk: float = 16
+    radius: int = 5
+    beta: float = 8
+    walk_steps: int = 256
+
+
+@dataclass(frozen=True)
+class StaticConfig:
+    """Static region refinement (sec. 4.1)."""
+
+    train: TrainConfig
+    bias: BiasConfig = BiasConfig(bias=0.1, background=0.1)
+    size: int = 448
+    """Side of the square input of inference."""
+
+
+@dataclass(frozen=True)
+class DynamicConfig:
+    """Dynamic region refinement (sec. 4.2); the baseline uses its `train` too."""
+
+    train: TrainConfig
+    alpha: float = 0.5
+    """Eq. 14: share of m^D0 against the interpolation target in the sub branch's loss."""
+    target: Literal["d1", "d2"] = "d1"
+    """Second mask of eqs. 13-14: m^D1 (paper) or m^D2 (published code)."""
+    bias1: BiasConfig = BiasConfig(bias=0.4, background=0.0)
+    bias2: BiasConfig = BiasConfig(bias=0.4, background=0.0)
+    crf: CRFParams = CRFParams(iterations=3)
+    """The CRF of every iteration, at the masks' resolution."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Test-time inference: the softmax summed over scales and mirror images, resized to the image; then the CRF."""
+
+    size: int = 448
+    scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    mirror: bool = True
+    panels: int = 12
+    """Number of images in the pictures."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One configuration for all jobs. A stage runs only if something that it depends on has changed."""
+
+    seeds: SeedsConfig
+    static: StaticConfig
+    dynamic: DynamicConfig
+    evaluate: EvaluateConfig
+    preset: Literal["mini", "paper"] = "mini"
+    """mini: the embedded data set in minutes on 2 cores; paper: sec. 5.1's values."""
+    data: Path | None = None
+    """A VOC-layout folder. Without it the embedded data set is drawn into the workspace."""
+    workspace: Path | None = None
+    """Where everything is written. Default: ./workspace; for a submitted Ray job, ~/ssdd-workspace on the head node."""
+    train_split: str = "train"
+    """The image list that is trained on (ImageSets/Segmentation/*.txt)."""
+    split: str = "val"
+    """The image list that the models are scored on."""
+    seed: int = 0
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    crf: CRFParams = CRFParams()
+    """The full-size CRF: advice of the seeds, and test time."""
+    part_size: int = 32
+    """Images in one file of a stage table: the unit of reading and shuffling."""
+    inference_batch: int = 8
+    num_cpus: int | None = None
+    """CPUs of the local Ray that is started; not for a cluster that runs already."""
+    workers: int | None = None
+    """Training workers. Default: one per GPU; without GPUs, one per node."""
+    gpus: bool | None = None
+    """Train on GPUs. Default: where the cluster has them."""
+
+
+def paper() -> Config:
+    """Sec. 5.1's values, where the paper is silent those of the published code and of PSA."""
+    psa: dict[str, Any] = dict(lr=0.1, schedule="poly", weight_decay=5e-4, momentum=0.0)
+    return Config(
+        preset="paper",
+        seeds=SeedsConfig(
+            classifier=TrainConfig(15, 16, augment=AugmentConfig(448, (256, 512)), **psa),
+            affinity=TrainConfig(8, 8, augment=AugmentConfig(448, (448, 512)), **psa),
+        ),
+        static=StaticConfig(TrainConfig(10, 16, 1e-3, AugmentConfig(448, (448, 512)))),
+        dynamic=DynamicConfig(TrainConfig(30, 8, 1e-3, AugmentConfig(448, (512, 768)))),
+        evaluate=EvaluateConfig(),
+    )
+
+
+def mini() -> Config:
+    """The embedded data set on a laptop: a light pretrained backbone, small inputs, few epochs."""
+    augment = AugmentConfig(crop=192, resize=(192, 224))
+    backbone = dataclasses.replace(NetworkConfig().backbone, name="tf_efficientnet_lite0", output_stride=16)
+    return Config(
+        preset="mini",
+        network=NetworkConfig(backbone, head_channels=128, head_dilation=2, upsample=4, ddnet_channels=64),
+        seeds=SeedsConfig(
+            classifier=TrainConfig(8, 16, 0.02, augment),
+            affinity=TrainConfig(3, 8, 0.01, augment),
+            cam_size=192,
+            cam_scales=(1.0, 1.5),
+        ),
+        static=StaticConfig(TrainConfig(8, 8, 0.005, augment), size=192),
+        dynamic=DynamicConfig(TrainConfig(8, 8, 0.005, augment)),
+        evaluate=EvaluateConfig(size=192, scales=(1.0,)),
+        part_size=16,
+    )
+
+
+PRESETS = {"mini": mini, "paper": paper}
+
+
+def parse(args: list[str] | None = None, description: str | None = None) -> Config:
+    """The configuration that a command line asks for: `--preset` chooses the defaults, every other flag changes one."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS, default="mini")
+    preset, _ = first.parse_known_args(args)
+    config = tyro.cli(
+        Config,
+        args=args,
+        default=PRESETS[preset.preset](),
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    validate(config)
+    return config
+
+
+def validate(config: Config) -> None:
+    """Refuse values that cannot work, before anything runs. Raises ValueError that names each field."""
+    problems = []
+
+    def check(ok: bool, field_name: str, remedy: str) -> None:
+        if not ok:
+            problems.append(f"--{field_name}: {remedy}")
+
+    trainings = {
+        "seeds.classifier": config.seeds.classifier,
+        "seeds.affinity": config.seeds.affinity,
+        "static.train": config.static.train,
+        "dynamic.train": config.dynamic.train,
+    }
+    for name, train in trainings.items():
+        check(train.epochs >= 1, f"{name}.epochs", "must be at least 1")
+        check(train.batch_size >= 1, f"{name}.batch-size", "must be at least 1")
+        check(train.lr > 0, f"{name}.lr", "must be positive")
+        check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
+        low, high = train.augment.resize
+        check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
+    stride = config.network.backbone.output_stride
+    check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
+    # Reflection padding must be smaller than the map that it pads.
+    for name, side in (
+        ("static.train.augment.crop", config.static.train.augment.crop),
+        ("dynamic.train.augment.crop", config.dynamic.train.augment.crop),
+        ("static.size", config.static.size),
+        ("evaluate.size", int(config.evaluate.size * min(config.evaluate.scales or (1.0,)))),
+    ):
+        check(
+            -(-side // stride) > config.network.head_dilation,
+            name,
+            f"{side} pixels at stride {stride} is too small for --network.head-dilation {config.network.head_dilation}",
+        )
+    check(bool(config.evaluate.scales), "evaluate.scales", "needs at least one scale")
+    check(bool(config.seeds.cam_scales), "seeds.cam-scales", "needs at least one scale")
+    check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
+    check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
+    check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")
+    check(config.part_size >= 1, "part-size", "must be at least 1")
+    check(config.inference_batch >= 1, "inference-batch", "must be at least 1")
+    if problems:
+        raise ValueError("the configuration cannot work:\n  " + "\n  ".join(problems))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as JSON data: nested dicts, lists, strings, numbers."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(data: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ValueError: `data` has other fields than this version's configuration.
+    """
+    return _rebuild(Config, data)
+
+
+def _rebuild(kind: Any, data: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if set(data) != set(hints):
+            raise ValueError(f"{kind.__name__}: fields differ: {sorted(set(data) ^ set(hints))}")
+        return kind(**{name: _rebuild(hints[name], value) for name, value in data.items()})  # type: ignore[operator]
+    if data is not None and (kind is Path or Path in get_args(kind)):
+        return Path(data)
+    return tuple(data) if isinstance(data, list) else data
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted names, as on the command line."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

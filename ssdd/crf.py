@@ -1,0 +1,66 @@
+"""The dense CRF: the mapping from knowledge to advice (sec. 4.1; Kraehenbuehl and Koltun, NIPS 2011).
+
+This module imports neither torch nor Ray, so that a CRF process starts quickly.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class CRFParams:
+    """Weights and widths of the two kernels (method notes to sec. 5.2) and the number of mean-field steps."""
+
+    gaussian_weight: float = 3
+    """Weight w_g of the Gaussian smoothness kernel."""
+    gaussian_sxy: float = 3
+    """Its width theta_gamma, in pixels."""
+    bilateral_weight: float = 10
+    """Weight w_rgb of the bilateral appearance kernel."""
+    bilateral_sxy: float = 80
+    """Its width theta_alpha, in pixels."""
+    bilateral_srgb: float = 13
+    """Its width theta_beta, in grey levels."""
+    iterations: int = 10
+    """Mean-field iterations: 10 offline and at test time, 3 inside training."""
+
+
+def dense_crf(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.ndarray:
+    """Mean-field inference of a fully connected CRF whose unary term is -log(probs).
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        probs: float32 (C, H, W), class scores >= 0; they need not sum to one, since a factor per pixel cancels.
+            C is the number of *presence labels* (background and the image's classes), not of all classes.
+        params: kernel weights, widths and iterations.
+
+    Returns:
+        float32 (C, H, W), the marginals, which sum to one at each pixel.
+
+    Raises:
+        ValueError: shapes or dtypes do not fit.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"dense_crf: image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    if probs.ndim != 3 or probs.shape[1:] != image.shape[:2]:
+        raise ValueError(f"dense_crf: probs must be (C, {image.shape[0]}, {image.shape[1]}), got {probs.shape}")
+    classes, height, width = probs.shape
+    if classes == 1:  # one label only: nothing to decide
+        return np.ones((1, height, width), np.float32)
+
+    import pydensecrf.densecrf as densecrf
+
+    model = densecrf.DenseCRF2D(width, height, classes)
+    # The floor keeps -log finite; pydensecrf needs writable, contiguous float32.
+    unary = -np.log(np.maximum(probs, 1e-5, dtype=np.float32)).reshape(classes, -1)
+    model.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
+    model.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=params.gaussian_weight)
+    model.addPairwiseBilateral(
+        sxy=params.bilateral_sxy,
+        srgb=params.bilateral_srgb,
+        rgbim=np.array(image, order="C"),
+        compat=params.bilateral_weight,
+    )
+    marginals = model.inference(params.iterations)
+    return np.array(marginals, dtype=np.float32).reshape(classes, height, width)

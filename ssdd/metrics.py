@@ -1,0 +1,45 @@
+"""Mean intersection over union as PASCAL VOC defines it."""
+
+import numpy as np
+
+
+class ConfusionMatrix:
+    """Pixel counts of (target, prediction), from which IoU follows.
+
+    Args:
+        num_classes: number of classes, background included.
+        ignore_index: target value of pixels that do not count.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255):
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.counts = np.zeros((num_classes, num_classes), np.int64)
+
+    def update(self, prediction, target) -> None:
+        """Count the pixels of integer masks of equal shape.
+
+        Raises:
+            ValueError: shapes differ, or a value is no class (the target's `ignore_index` aside).
+        """
+        prediction, target = np.asarray(prediction), np.asarray(target)
+        if prediction.shape != target.shape:
+            raise ValueError(f"prediction {prediction.shape} and target {target.shape} differ in shape")
+        valid = target != self.ignore_index
+        prediction, target = prediction[valid].astype(np.int64), target[valid].astype(np.int64)
+        for name, values in (("prediction", prediction), ("target", target)):
+            if values.size and not (values.min() >= 0 and values.max() < self.num_classes):
+                raise ValueError(f"{name} has values outside 0..{self.num_classes - 1}")
+        flat = np.bincount(target * self.num_classes + prediction, minlength=self.num_classes**2)
+        self.counts += flat.reshape(self.counts.shape)
+
+    def iou(self) -> np.ndarray:
+        """float64 (C,) in 0..1; NaN for a class that neither target nor prediction has."""
+        hit = np.diag(self.counts).astype(float)
+        union = self.counts.sum(0) + self.counts.sum(1) - hit
+        return np.divide(hit, union, out=np.full(self.num_classes, np.nan), where=union > 0)
+
+    def mean_iou(self) -> float:
+        """Mean of `iou` over the classes that occur; NaN where nothing was counted."""
+        iou = self.iou()
+        return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")

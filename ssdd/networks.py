@@ -1,0 +1,203 @@
+"""What stands on a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdd.backbones import Backbone, BackboneConfig, Features, build_backbone, freeze_batchnorm
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of the networks, shared by all stages."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head_channels: int = 512
+    """Width of the segmentation head, whose features are DD-Net's high-level input e^h."""
+    head_dilation: int = 12
+    """Dilation of the head's two 3x3 convolutions."""
+    upsample: int = 2
+    """Masks have this many times the resolution of the high-level features (2: 56 -> 112 at 448 pixels)."""
+    ddnet_channels: int = 256
+    """Width of DD-Net."""
+
+    def mask_size(self, crop: int) -> int:
+        """Side of the masks that belong to a square input of side `crop`."""
+        return -(-crop // self.backbone.output_stride) * self.upsample
+
+
+class _FrozenNorm(nn.Module):
+    """A network whose batch norms are frozen wherever they are, as in the published code."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        freeze_batchnorm(self)
+        return self
+
+
+class SegmentationHead(_FrozenNorm):
+    """Two dilated 3x3 convolutions with reflection padding, then bilinear upsampling of scores and features."""
+
+    def __init__(self, inner: int, classes: int, config: NetworkConfig):
+        super().__init__()
+        self.upsample = config.upsample
+        self.dilation = config.head_dilation
+        self.conv1 = nn.Conv2d(inner, config.head_channels, 3, dilation=self.dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(config.head_channels)
+        self.conv2 = nn.Conv2d(config.head_channels, classes, 3, dilation=self.dilation)
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        nn.init.normal_(self.conv2.weight, std=0.01)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
+        hidden = F.relu(self.bn1(self.conv1(self._pad(x))))
+        logits = self.conv2(self._pad(hidden))
+        return self._up(logits), self._up(hidden)
+
+    def _pad(self, x: Tensor) -> Tensor:
+        return F.pad(x, [self.dilation] * 4, mode="reflect")
+
+    def _up(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=self.upsample, mode="bilinear", align_corners=False)
+
+
+class Classifier(nn.Module):
+    """PSA's classifier: a 1x1 convolution without bias on the high-level features, averaged over the image."""
+
+    def __init__(self, config: NetworkConfig, foreground_classes: int):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        self.dropout = nn.Dropout2d(0.5)
+        self.fc = nn.Conv2d(self.backbone.level_channels[-1], foreground_classes, 1, bias=False)
+        nn.init.xavier_uniform_(self.fc.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, H, W) -> logits (N, K)."""
+        return self.fc(self.dropout(self.backbone(images).high)).mean((2, 3))
+
+    def cam(self, images: Tensor) -> Tensor:
+        """Class activation maps after ReLU, (N, K, h, w)."""
+        return F.relu(self.fc(self.backbone(images).high))
+
+
+class AffinityNet(nn.Module):
+    """PSA's AffinityNet: three feature levels to 64, 128 and 256 of 448 channels."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        widths = (64, 128, 256)
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(c, w, 1, bias=False) for c, w in zip(self.backbone.level_channels, widths, strict=True)
+        )
+        self.fuse = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
+        for conv in [*self.reduce, self.fuse]:
+            nn.init.xavier_uniform_(conv.weight, gain=4 if conv is self.fuse else 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, H, W) -> features (N, 448, h, w), see `affinity.pair_affinity`."""
+        levels = self.backbone(images).levels
+        reduced = [F.elu(conv(x)) for conv, x in zip(self.reduce, levels, strict=True)]
+        return F.elu(self.fuse(torch.cat(reduced, 1)))
+
+
+class DDNet(_FrozenNorm):
+    """The difference detection network of Fig. 2: three convolutions and one residual block.
+
+    `features` is computed once for both masks of a module; then each mask gives one map of logits of the
+    probability d that the mapping changes a pixel.
+    """
+
+    def __init__(self, low_channels: int, classes: int, config: NetworkConfig):
+        super().__init__()
+        width, self.classes = config.ddnet_channels, classes
+        self.conv_features = nn.Conv2d(low_channels + config.head_channels, width, 3, padding=1, bias=False)
+        self.conv_mask = nn.Conv2d(classes, width, 1, bias=False)
+        self.block = _ResidualBlock(2 * width, width)
+        self.predict = nn.Conv2d(width, 1, 1)
+        for conv in (self.conv_features, self.conv_mask):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def features(self, low: Tensor, high: Tensor) -> Tensor:
+        """Shared features (N, width, h, w) of low (N, C, H, W), pooled to high's size, and high (N, C', h, w).
+
+        Both are detached: DD-Net's loss never reaches the backbone (sec. 3.1).
+        """
+        low = F.adaptive_avg_pool2d(low.detach(), high.shape[-2:])
+        return F.relu(self.conv_features(torch.cat([high.detach(), low], 1)))
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
+        # A mask value that is no class (255, padding) becomes an all-zero vector.
+        one_hot = F.one_hot(mask.long().clamp(max=self.classes), self.classes + 1)[..., :-1]
+        hidden = F.relu(self.conv_mask(one_hot.movedim(-1, 1).to(features.dtype)))
+        return self.predict(self.block(torch.cat([features, hidden], 1)))[:, 0]
+
+
+class _ResidualBlock(nn.Module):
+    """Bottleneck residual block with a projection shortcut."""
+
+    def __init__(self, inner: int, outer: int):
+        super().__init__()
+        middle = outer // 4
+        self.conv1 = nn.Conv2d(inner, middle, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle, eps=1e-3)
+        self.conv2 = nn.Conv2d(middle, middle, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(middle, eps=1e-3)
+        self.conv3 = nn.Conv2d(middle, outer, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outer, eps=1e-3)
+        self.downsample = nn.Conv2d(inner, outer, 1, bias=False)
+        self.bnd = nn.BatchNorm2d(outer, eps=1e-3)
+        for conv in (self.conv1, self.conv2, self.conv3, self.downsample):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.bnd(self.downsample(x)))
+
+
+class SegmentationNet(nn.Module):
+    """A backbone with one segmentation head: the baseline, and the part of SSDD that is used at test time."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__()
+        self.backbone: Backbone = build_backbone(config.backbone)
+        self.main = SegmentationHead(self.backbone.level_channels[-1], classes, config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, H, W) -> logits (N, classes, u*h, u*w)."""
+        return self.main(self.backbone(images).high)[0]
+
+
+class StaticNet(SegmentationNet):
+    """Static refinement (sec. 4.1): segmentation and one DD-Net (theta_d0)."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__(config, classes)
+        self.ddnet = DDNet(self.backbone.low_channels, classes, config)
+
+
+class DynamicNet(SegmentationNet):
+    """Dynamic refinement (sec. 4.2): main and sub segmentation branches and two DD-Nets (theta_d1, theta_d2)."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__(config, classes)
+        self.sub = SegmentationHead(self.backbone.level_channels[-1], classes, config)
+        self.ddnet1 = DDNet(self.backbone.low_channels, classes, config)
+        self.ddnet2 = DDNet(self.backbone.low_channels, classes, config)
+
+
+__all__ = [
+    "AffinityNet",
+    "Classifier",
+    "DDNet",
+    "DynamicNet",
+    "Features",
+    "NetworkConfig",
+    "SegmentationHead",
+    "SegmentationNet",
+    "StaticNet",
+]

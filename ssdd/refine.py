@@ -1,0 +1,100 @@
+"""The SSDD module (sec. 3): the difference of two masks, its confidence, and their integration.
+
+All masks are integer class maps (N, H, W) with 0 for background; values outside the classes (255) are ignored.
+Arguments may be tensors or anything `torch.as_tensor` takes; results are tensors on the arguments' device.
+"""
+
+import torch
+from torch import Tensor
+
+
+def difference(knowledge: Tensor, advice: Tensor) -> Tensor:
+    """Eq. 1 with the polarity that eqs. 3-4 need: True where the two masks differ. bool (N, H, W)."""
+    return torch.as_tensor(knowledge) != torch.as_tensor(advice)
+
+
+def class_pixels(mask: Tensor, num_classes: int) -> Tensor:
+    """Pixels of each class: int64 (N, num_classes) from a mask (N, H, W)."""
+    flat = torch.as_tensor(mask).flatten(1).long()
+    known = flat < num_classes
+    counts = torch.zeros(flat.shape[0], num_classes, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add_(1, flat.where(known, 0), known.long())
+
+
+def vanished(knowledge: Tensor, advice: Tensor, presence: Tensor, ratio: float = 0.5) -> Tensor:
+    """Which present foreground classes the mapping has nearly wiped out.
+
+    Args:
+        knowledge, advice: masks (N, H, W).
+        presence: bool (N, C), the image's classes, background (index 0) included.
+        ratio: a class has vanished where pixels in advice / max(pixels in knowledge, 1) is below this.
+
+    Returns:
+        bool (N, C); background never vanishes.
+    """
+    presence = torch.as_tensor(presence).bool()
+    before = class_pixels(knowledge, presence.shape[1])
+    after = class_pixels(advice, presence.shape[1])
+    gone = (after / before.clamp(min=1) < ratio) & presence
+    gone[:, 0] = False
+    return gone
+
+
+def bad_samples(vanished: Tensor) -> Tensor:
+    """Images that are left out of the difference losses (secs. 4.1, 4.2): any class vanished. bool (N,)."""
+    return vanished.any(1)
+
+
+def confidence(
+    d_knowledge: Tensor,
+    d_advice: Tensor,
+    knowledge: Tensor,
+    advice: Tensor,
+    vanished: Tensor,
+    bias: float,
+    background_bias: float,
+) -> Tensor:
+    """Eq. 3: w = d^K - d^A + bias, how far the advice is to be trusted.
+
+    The bias is a scalar, plus a background part (-background_bias where knowledge is background,
+    +background_bias where advice is), plus a presence part (-1 where knowledge shows a class that the mapping
+    wiped out, +1 where advice does).
+
+    Args:
+        d_knowledge, d_advice: DD-Net's probabilities of a difference, (N, H, W), from either mask.
+        knowledge, advice: the masks (N, H, W).
+        vanished: bool (N, C), see `vanished`; all False switches the presence part off.
+        bias: the scalar part.
+        background_bias: the background part.
+
+    Returns:
+        float (N, H, W).
+    """
+    knowledge, advice = torch.as_tensor(knowledge), torch.as_tensor(advice)
+    vanished = torch.as_tensor(vanished).bool()
+    background = (advice == 0).float() - (knowledge == 0).float()
+    presence = _at_pixels(vanished, advice) - _at_pixels(vanished, knowledge)
+    return torch.as_tensor(d_knowledge) - torch.as_tensor(d_advice) + bias + background_bias * background + presence
+
+
+def integrate(knowledge: Tensor, advice: Tensor, confidence: Tensor) -> Tensor:
+    """Eq. 4: the refined mask m^D, advice where confidence >= 0 and knowledge elsewhere. (N, H, W)."""
+    return torch.where(torch.as_tensor(confidence) >= 0, torch.as_tensor(advice), torch.as_tensor(knowledge))
+
+
+def presence_argmax(scores: Tensor, presence: Tensor) -> Tensor:
+    """The mask of the best *present* class: int64 (N, H, W) from scores (N, C, H, W), presence bool (N, C)."""
+    return scores.masked_fill(~presence[:, :, None, None], -torch.inf).argmax(1)
+
+
+def presence_softmax(logits: Tensor, presence: Tensor) -> Tensor:
+    """Softmax over present classes only, zero elsewhere: (N, C, H, W), presence bool (N, C)."""
+    return logits.masked_fill(~presence[:, :, None, None], -torch.inf).softmax(1)
+
+
+def _at_pixels(table: Tensor, mask: Tensor) -> Tensor:
+    """float (N, H, W): table (N, C) looked up at each pixel's class; 0 where the mask is no class."""
+    flat = mask.flatten(1).long()
+    known = flat < table.shape[1]
+    values = table.float().gather(1, flat.where(known, 0)) * known
+    return values.view(mask.shape)

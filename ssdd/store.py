@@ -1,0 +1,84 @@
+"""Artifacts on disk that appear whole or not at all and remember what made them.
+
+An artifact is a folder `WORKSPACE/artifacts/NAME-KEY`, where KEY is a digest of its *recipe*: the configuration and
+the inputs that it follows from. What has not changed is found again, what has changed gets another folder, and a
+folder that was not finished never has that name.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder; `key` identifies its recipe and so, transitively, everything it was made from."""
+
+    name: str
+    key: str
+    path: Path
+
+
+class Store:
+    """The artifacts of one workspace."""
+
+    def __init__(self, workspace: Path):
+        self.workspace = workspace
+        self.root = workspace / "artifacts"
+
+    def build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+        """The artifact that `recipe` describes; `make(folder)` fills it if it is not there yet.
+
+        Args:
+            name: what it is, a word.
+            recipe: JSON data; `Artifact` values stand for their keys.
+            make: fills an empty folder. If it raises, nothing is left behind under the artifact's name.
+        """
+        text = json.dumps(recipe, indent=1, sort_keys=True, default=_encode)
+        key = hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:12]
+        artifact = Artifact(name, key, self.root / f"{name}-{key}")
+        if not artifact.path.is_dir():
+            with self._aside(artifact) as folder:
+                make(folder)
+                write_text(folder / RECIPE, text)
+        return artifact
+
+    @contextlib.contextmanager
+    def _aside(self, artifact: Artifact):
+        folder = self.root / f".{artifact.path.name}.{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+            try:
+                os.rename(folder, artifact.path)
+            except OSError:  # another process finished the same artifact first: theirs is as good
+                if not artifact.path.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is either the old one or wholly the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Artifact):
+        return f"{value.name}-{value.key}"
+    raise TypeError(f"a recipe cannot hold {type(value).__name__}")

@@ -1,0 +1,103 @@
+"""Stage tables: Parquet folders keyed by image_id, cut into equal parts, so that part k of every table holds the
+same images in the same order and stages can read any of them side by side.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+IDS = "ids.json"
+Row = dict[str, Any]
+
+
+class TableError(RuntimeError):
+    """A stage did not give what its table needs."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table folder."""
+
+    path: Path
+    parts: tuple[tuple[str, ...], ...]
+    """The image ids of each part."""
+
+    @property
+    def rows(self) -> int:
+        return sum(map(len, self.parts))
+
+    def read(self, part: int, columns: list[str] | None = None) -> list[Row]:
+        """The rows of one part, as dicts."""
+        return pq.read_table(_part_path(self.path, part), columns=columns).to_pylist()
+
+    def __iter__(self) -> Iterator[Row]:
+        for part in range(len(self.parts)):
+            yield from self.read(part)
+
+
+def open_table(path: Path) -> Table:
+    """A table that was finished earlier."""
+    return Table(path, tuple(tuple(ids) for ids in json.loads((path / IDS).read_text())))
+
+
+def cut(image_ids: list[str], part_size: int) -> tuple[tuple[str, ...], ...]:
+    """Image ids in parts of `part_size`; the last may be shorter."""
+    return tuple(tuple(image_ids[i : i + part_size]) for i in range(0, len(image_ids), part_size))
+
+
+def write_table(path: Path, parts: tuple[tuple[str, ...], ...], schema: pa.Schema, rows: Iterable[Row]) -> Table:
+    """Write rows that arrive in any order; a part goes to disk as soon as its rows are there.
+
+    Args:
+        path: an empty folder (`store.Store.build` renames it when whole).
+        parts: the image ids of each part, in order.
+        schema: of the table, with `image_id`.
+        rows: one for every id.
+
+    Raises:
+        TableError: a row is missing, or came twice, or has an unknown id.
+    """
+    part_of = {image_id: k for k, ids in enumerate(parts) for image_id in ids}
+    waiting: list[dict[str, Row]] = [{} for _ in parts]
+    missing = set(part_of)
+    for row in rows:
+        image_id = row["image_id"]
+        if image_id not in missing:
+            raise TableError(f"{path.name}: image {image_id} came twice or is not in the list")
+        missing.remove(image_id)
+        k = part_of[image_id]
+        waiting[k][image_id] = row
+        if len(waiting[k]) == len(parts[k]):
+            ordered = [waiting[k].pop(i) for i in parts[k]]
+            table = pa.Table.from_pylist([{n: r[n] for n in schema.names} for r in ordered], schema=schema)
+            pq.write_table(table, _part_path(path, k), compression="zstd")
+    if missing:
+        raise TableError(f"{path.name}: no row for {len(missing)} images, first {sorted(missing)[:3]}")
+    (path / IDS).write_text(json.dumps(parts))
+    return Table(path, parts)
+
+
+def read_joined(tables: list[Table], part: int, columns: list[str]) -> list[Row]:
+    """One part of several tables side by side; each column comes from the first table that has it.
+
+    Raises:
+        TableError: the tables do not hold the same images in this part.
+    """
+    joined: list[Row] = [{} for _ in tables[0].parts[part]]
+    for table in tables:
+        if table.parts[part] != tables[0].parts[part]:
+            raise TableError(f"{table.path.name} and {tables[0].path.name} differ in part {part}")
+        here = set(pq.read_schema(_part_path(table.path, part)).names)
+        wanted = [c for c in ["image_id", *columns] if c in here and c not in joined[0]]
+        for row, new in zip(joined, table.read(part, wanted), strict=True):
+            row.update(new)
+    return joined
+
+
+def _part_path(path: Path, part: int) -> Path:
+    return path / f"part-{part:05d}.parquet"
