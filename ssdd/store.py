@@ -6,6 +6,7 @@ folder that was not finished never has that name.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -40,17 +41,20 @@ class Store:
 
         Args:
             name: what it is, a word.
-            recipe: JSON data; `Artifact` values stand for their keys.
+            recipe: JSON data; `Artifact` values stand for their keys, dataclasses for their fields.
             make: fills an empty folder. If it raises, nothing is left behind under the artifact's name.
         """
-        text = json.dumps(recipe, indent=1, sort_keys=True, default=_encode)
-        key = hashlib.sha256(f"{name}\n{text}".encode()).hexdigest()[:12]
-        artifact = Artifact(name, key, self.root / f"{name}-{key}")
+        artifact = self.identify(name, recipe)
         if not artifact.path.is_dir():
             with self._aside(artifact) as folder:
                 make(folder)
-                write_text(folder / RECIPE, text)
+                write_text(folder / RECIPE, _canonical(recipe))
         return artifact
+
+    def identify(self, name: str, recipe: dict[str, Any]) -> Artifact:
+        """The artifact that `build` would give, whether it is there or not."""
+        key = hashlib.sha256(f"{name}\n{_canonical(recipe)}".encode()).hexdigest()[:12]
+        return Artifact(name, key, self.root / f"{name}-{key}")
 
     @contextlib.contextmanager
     def _aside(self, artifact: Artifact):
@@ -78,7 +82,15 @@ def write_text(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
+def _canonical(recipe: dict[str, Any]) -> str:
+    return json.dumps(recipe, indent=1, sort_keys=True, default=_encode)
+
+
 def _encode(value: Any) -> Any:
     if isinstance(value, Artifact):
         return f"{value.name}-{value.key}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
     raise TypeError(f"a recipe cannot hold {type(value).__name__}")

@@ -55,9 +55,7 @@ def _turn(points: Floats, degrees: float, about: tuple[float, float] = (0, 0)) -
     return (points - centre) @ np.array([[cos, sin], [-sin, cos]], np.float32) + centre
 
 
-def _ribbon(
-    start: tuple[float, float], bend: tuple[float, float], end: tuple[float, float], *widths: float
-) -> Floats:
+def _ribbon(start: tuple[float, float], bend: tuple[float, float], end: tuple[float, float], *widths: float) -> Floats:
     """A quadratic curve with a width that runs linearly through `widths`, as one outline."""
     t = np.linspace(0, 1, 14)[:, None]
     line = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(bend) + t**2 * np.array(end)
@@ -366,9 +364,7 @@ def _scene(rng: Generator, name: str, size: tuple[int, int]) -> Floats:
     return np.array(picture, np.float32)
 
 
-def _bricks(
-    rng: Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], pitch: float, color: Any
-) -> None:
+def _bricks(rng: Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], pitch: float, color: Any) -> None:
     """Mortar lines in a running bond: edges that mean nothing."""
     for row, y in enumerate(np.arange(rng.uniform(0, pitch), size[1] + pitch, pitch)):
         pen.line((0, y, size[0], y), color, 3)
@@ -521,9 +517,7 @@ def _annotate(owner: NDArray[np.intp], classes: list[int]) -> NDArray[np.uint8]:
 # ----------------------------------------------------------------------------------------------------- public
 
 
-def render(
-    seed: int, split: str, index: int, size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one image: its pixels, uint8 (h, w, 3), and its mask, uint8 (h, w), with 255 on object borders.
 
     The image depends on these arguments alone; `size` is (width, height).
@@ -545,9 +539,7 @@ def render(
     return _expose(rng, canvas.rgb), _annotate(canvas.owner, canvas.classes)
 
 
-def generate(
-    root: Path, *, train: int = 160, val: int = 60, size: tuple[int, int] = (160, 128), seed: int = 0
-) -> Path:
+def generate(root: Path, *, train: int = 160, val: int = 60, size: tuple[int, int] = (160, 128), seed: int = 0) -> Path:
     """Draw a VOC-layout folder, deterministic by `seed`, whole or not at all; returns `root`.
 
     Masks are palette PNGs: 0 background, 1..K `CLASSES`, 255 object borders.  A folder that already holds the
@@ -579,9 +571,7 @@ def _holds(root: Path, record: dict[str, Any]) -> bool:
 
 
 def _write(folder: Path, counts: dict[str, int], size: tuple[int, int], seed: int) -> None:
-    images, masks, sets = (
-        folder / name for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
-    )
+    images, masks, sets = (folder / name for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
     for path in (images, masks, sets):
         path.mkdir(parents=True)
     rows = ["image_id,classes"]
@@ -603,7 +593,5 @@ def _write(folder: Path, counts: dict[str, int], size: tuple[int, int], seed: in
 def _voc_palette() -> list[int]:
     """VOC's colours, 768 numbers: an index's bits dealt out to red, green and blue from the top bit down."""
     index = np.arange(256)
-    channels = [
-        sum(((index >> (3 * bit + shift)) & 1) << (7 - bit) for bit in range(8)) for shift in range(3)
-    ]
+    channels = [sum(((index >> (3 * bit + shift)) & 1) << (7 - bit) for bit in range(8)) for shift in range(3)]
     return np.stack(channels, 1).ravel().tolist()

@@ -35,6 +35,9 @@ class Table:
         """The rows of one part, as dicts."""
         return pq.read_table(_part_path(self.path, part), columns=columns).to_pylist()
 
+    def columns(self) -> list[str]:
+        return pq.read_schema(_part_path(self.path, 0)).names
+
     def __iter__(self) -> Iterator[Row]:
         for part in range(len(self.parts)):
             yield from self.read(part)
@@ -86,16 +89,19 @@ def read_joined(tables: list[Table], part: int, columns: list[str]) -> list[Row]
     """One part of several tables side by side; each column comes from the first table that has it.
 
     Raises:
-        TableError: the tables do not hold the same images in this part.
+        TableError: a column is nowhere, or the tables do not hold the same images in this part.
     """
-    joined: list[Row] = [{} for _ in tables[0].parts[part]]
+    joined: list[Row] = []
+    wanted = dict.fromkeys(columns)
     for table in tables:
-        if table.parts[part] != tables[0].parts[part]:
-            raise TableError(f"{table.path.name} and {tables[0].path.name} differ in part {part}")
-        here = set(pq.read_schema(_part_path(table.path, part)).names)
-        wanted = [c for c in ["image_id", *columns] if c in here and c not in joined[0]]
-        for row, new in zip(joined, table.read(part, wanted), strict=True):
-            row.update(new)
+        here = [c for c in pq.read_schema(_part_path(table.path, part)).names if c in wanted]
+        rows = table.read(part, ["image_id", *here])
+        wanted = {c: None for c in wanted if c not in here}
+        if joined and [r["image_id"] for r in rows] != [r["image_id"] for r in joined]:
+            raise TableError(f"{table.path.name} and {tables[0].path.name} hold different images in part {part}")
+        joined = [{**old, **new} for old, new in zip(joined, rows, strict=True)] if joined else rows
+    if wanted:
+        raise TableError(f"no column {', '.join(wanted)} in {', '.join(t.path.name for t in tables)}")
     return joined
 
 

@@ -1,6 +1,5 @@
 """Augmentation of an image together with its masks, and the fixed square input of inference."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,19 +8,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ssdd.config import AugmentConfig
+
 IGNORE = 255
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Square resize to a random side, random crop, horizontal flip, colour jitter (sec. 5.1, method notes)."""
-
-    crop: int = 448
-    """Side of the square training input, in pixels."""
-    resize: tuple[int, int] = (448, 512)
-    """Range of the side that the image is resized to (both sides, as a square) before the crop."""
-    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
-    """Brightness, contrast, saturation and hue."""
 
 
 class RandomSquareResize(v2.Transform):

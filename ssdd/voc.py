@@ -192,9 +192,7 @@ def _split_entries(folder: VOCFolder, split: str) -> Iterator[tuple[str, str]]:
     if split == "train" and not (folder.root / "ImageSets").exists():
         images = folder._images()
         if not images:
-            raise DataError(
-                f"{folder.root}/JPEGImages: is empty; put {', '.join(_IMAGE_SUFFIXES)} files there"
-            )
+            raise DataError(f"{folder.root}/JPEGImages: is empty; put {', '.join(_IMAGE_SUFFIXES)} files there")
         yield from ((str(images[image_id][0]), image_id) for image_id in sorted(images))
         return
     lists = folder.root / "ImageSets" / "Segmentation"
@@ -210,11 +208,7 @@ def _split_entries(folder: VOCFolder, split: str) -> Iterator[tuple[str, str]]:
 
 def _is_plain(name: str) -> bool:
     """Whether a name read from a file can be joined to a folder without leaving it."""
-    return (
-        name.isprintable()
-        and not name.startswith(".")
-        and not any(part in name for part in ("/", "\\", ".."))
-    )
+    return name.isprintable() and not name.startswith(".") and not any(part in name for part in ("/", "\\", ".."))
 
 
 def load_records(

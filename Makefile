@@ -1,0 +1,30 @@
+# `make demo` and `make test` on a fresh machine: Python 3.11+, pip, a C++ compiler, make.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-pure lint ui clean
+
+demo: .venv/installed ## the whole method on the embedded data set
+	$(BIN)/python ray_jobs/dynamic.py
+
+test: lint ## everything
+	$(BIN)/python -m pytest
+
+test-pure: .venv/installed ## what needs no Ray cluster
+	$(BIN)/python -m pytest -m "not ray"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: .venv/installed ## MLflow's comparison UI on the default workspace
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///workspace/mlflow.db
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf workspace

@@ -1,0 +1,16 @@
+"""Image labels in, masks and a trained segmentation model out: seeds, static and dynamic refinement, evaluation.
+
+python ray_jobs/dynamic.py [--preset mini|paper] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+ray job submit --working-dir . -- python ray_jobs/dynamic.py ...
+"""
+
+from ssdd import evaluate
+from ssdd.jobs import job
+
+
+def run(session):
+    return evaluate.run(session)
+
+
+if __name__ == "__main__":
+    job("dynamic", run, __doc__)

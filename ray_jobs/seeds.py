@@ -1,0 +1,15 @@
+"""PSA's seeds (classifier, CAM, AffinityNet, random walk, CRF): knowledge and advice of the training list.
+
+python ray_jobs/seeds.py [--preset mini|paper] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+"""
+
+from ssdd import evaluate, seeds
+from ssdd.jobs import job
+
+
+def run(session):
+    return evaluate.score_seeds(session, seeds.run(session))
+
+
+if __name__ == "__main__":
+    job("seeds", run, __doc__)

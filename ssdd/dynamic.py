@@ -1,0 +1,183 @@
+"""Stage 3: dynamic region refinement (sec. 4.2), and the baseline that it must beat."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdd import losses, refine, static, training
+from ssdd.config import DynamicConfig, NetworkConfig, TrainConfig
+from ssdd.crf import CRFParams
+from ssdd.data import Sampling
+from ssdd.networks import DynamicNet, SegmentationNet
+from ssdd.pool import CRFPool
+from ssdd.session import Session
+from ssdd.static import Refined, module
+from ssdd.store import Artifact
+
+
+class BatchCRF(Protocol):
+    """`pool.refine`, or a pool that does the same on other processes."""
+
+    def __call__(
+        self, images: np.ndarray, probs: list[np.ndarray], labels: list[np.ndarray], params: CRFParams
+    ) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Models:
+    """The trained segmentation networks, `SegmentationNet` state dicts (the dynamic one has more beside it)."""
+
+    refined: Refined
+    dynamic: Artifact
+    baseline: Artifact
+
+
+def run(session: Session) -> Models:
+    """Train SSDD's segmentation network, and the baseline with the same network and schedule."""
+    refined = static.run(session)
+    return Models(refined, run_dynamic(session, refined), run_baseline(session, refined, "advice"))
+
+
+def run_dynamic(session: Session, refined: Refined) -> Artifact:
+    """Train with both SSDD modules; every iteration's CRF runs on a pool of Ray CPU actors."""
+    config, seeds = session.config, refined.seeds
+    pool = CRFPool(session.plan.crf_actors, session.plan.unit)
+    try:
+        task = DynamicTask(config.network, config.dynamic, len(seeds.images.classes), seeds.classifier.path, pool)
+        recipe = {
+            "refined": refined.artifact,
+            "classifier": seeds.classifier,
+            "network": config.network,
+            "dynamic": config.dynamic,
+            "seed": config.seed,
+        }
+        return training.run(session, "dynamic", recipe, task, [seeds.images.table, refined.table])
+    finally:
+        pool.close()
+
+
+def run_baseline(session: Session, refined: Refined, column: str) -> Artifact:
+    """The same network and schedule, trained on fixed masks: `advice` is PSA retrained."""
+    config, seeds = session.config, refined.seeds
+    task = FixedTask(config.network, config.dynamic.train, len(seeds.images.classes), seeds.classifier.path, column)
+    recipe = {
+        "masks": seeds.artifact,
+        "column": column,
+        "classifier": seeds.classifier,
+        "network": config.network,
+        "train": config.dynamic.train,
+        "seed": config.seed,
+    }
+    return training.run(session, "baseline", recipe, task, [seeds.images.table, seeds.table])
+
+
+@dataclass(frozen=True)
+class FixedTask:
+    """A segmentation network on fixed masks (eq. 8)."""
+
+    network: NetworkConfig
+    train: TrainConfig
+    classes: int
+    classifier: Path
+    column: str
+
+    @property
+    def sampling(self) -> Sampling:
+        size = self.network.mask_size(self.train.augment.crop)
+        return Sampling((self.column,), size, self.train.augment, self.classes)
+
+    def build(self) -> SegmentationNet:
+        net = SegmentationNet(self.network, self.classes)
+        training.load_backbone(net, self.classifier)
+        return net
+
+    def losses(self, net: SegmentationNet, batch: training.Batch) -> dict[str, Tensor]:
+        return {"main": losses.segmentation_loss(net(batch["image"]), batch[self.column])}
+
+
+@dataclass(frozen=True)
+class DynamicTask:
+    """L_dynamic = L_main + L_sub + L_diff1 + L_diff2 (eq. 15)."""
+
+    network: NetworkConfig
+    dynamic: DynamicConfig
+    classes: int
+    classifier: Path
+    crf: BatchCRF
+
+    @property
+    def train(self) -> TrainConfig:
+        return self.dynamic.train
+
+    @property
+    def sampling(self) -> Sampling:
+        size = self.network.mask_size(self.train.augment.crop)
+        return Sampling(("refined",), size, self.train.augment, self.classes)
+
+    def build(self) -> DynamicNet:
+        net = DynamicNet(self.network, self.classes)
+        training.load_backbone(net, self.classifier)
+        return net
+
+    def losses(self, net: DynamicNet, batch: training.Batch) -> dict[str, Tensor]:
+        config = self.dynamic
+        presence, seed = batch["presence"], batch["refined"].long()  # m^D0
+        features = net.backbone(batch["image"])
+        logits, high = net.main(features.high)
+        sub_logits, _ = net.sub(features.high)
+        shared1 = net.ddnet1.features(features.low, high)
+        shared2 = net.ddnet2.features(features.low, high)
+
+        # First step: the network's own mask, its CRF, and the module that integrates them.
+        knowledge = refine.presence_argmax(logits.detach(), presence)  # m^K1
+        advice = self._crf(batch["image"], logits.detach(), presence)  # m^A1
+        d_knowledge, d_advice = net.ddnet1(shared1, knowledge), net.ddnet1(shared1, advice)
+        vanished = refine.vanished(knowledge, advice, presence, config.bias1.vanish_ratio)
+        refined1 = module(
+            d_knowledge.detach().sigmoid(),
+            d_advice.detach().sigmoid(),
+            knowledge,
+            advice,
+            presence,
+            config.bias1,
+        )  # m^D1
+
+        # Second step: the seeds against the first step's mask.
+        d_seed, d_refined = net.ddnet2(shared2, seed), net.ddnet2(shared2, refined1)
+        refined2 = module(
+            d_seed.detach().sigmoid(), d_refined.detach().sigmoid(), seed, refined1, presence, config.bias2
+        )  # m^D2
+
+        # DD-Net 2 learns from a mask half-way between the two, so that it does not follow the main branch into a
+        # constant answer (sec. 4.2).
+        target, d_target = (refined1, d_refined)
+        if config.target == "d2":
+            target, d_target = refined2, net.ddnet2(shared2, refined2)
+        halfway = refine.presence_argmax(sub_logits.detach(), presence)  # m^sub
+        keep = ~refine.bad_samples(vanished)
+        diff1 = refine.difference(knowledge, advice)
+        everything = torch.ones_like(keep)
+        return {
+            "main": losses.segmentation_loss(logits, refined2),  # eq. 11
+            "sub": config.alpha * losses.segmentation_loss(sub_logits, seed)
+            + (1 - config.alpha) * losses.segmentation_loss(sub_logits, target),  # eq. 14
+            "diff1": losses.difference_loss(d_knowledge, diff1, keep)
+            + losses.difference_loss(d_advice, diff1, keep),  # eq. 12
+            "diff2": losses.difference_loss(d_seed, refine.difference(seed, halfway), everything)
+            + losses.difference_loss(d_target, refine.difference(halfway, target), everything),  # eq. 13
+        }
+
+    def _crf(self, images: Tensor, logits: Tensor, presence: Tensor) -> Tensor:
+        """m^A1: the CRF's mask (N, h, w) of the present classes' softmax, at the masks' resolution."""
+        size = logits.shape[-2:]
+        small = F.interpolate(images.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+        probs = refine.presence_softmax(logits.float(), presence).half().cpu().numpy()
+        labels = [np.flatnonzero(p).astype(np.uint8) for p in presence.cpu().numpy()]
+        gated = [prob[label] for prob, label in zip(probs, labels, strict=True)]
+        masks = self.crf(small.permute(0, 2, 3, 1).contiguous().cpu().numpy(), gated, labels, self.dynamic.crf)
+        return torch.from_numpy(np.stack(masks)).to(logits.device).long()

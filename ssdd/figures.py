@@ -1,0 +1,90 @@
+"""Panels like the paper's Figs. 7 and 8, from table rows. matplotlib without a display."""
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ssdd import maps, voc
+from ssdd.tables import Row
+
+Panel = tuple[str, Callable[[Row], np.ndarray | None]]
+
+
+def refinement(rows: list[Row], classes: tuple[str, ...]) -> Figure:
+    """Fig. 7: image, knowledge, its difference map, advice, its difference map, refined, truth.
+
+    Args:
+        rows: with `image`, `knowledge`, `d_knowledge`, `advice`, `d_advice`, `refined` and `truth` (or None).
+        classes: names for the legend.
+    """
+    panels: list[Panel] = [
+        ("image", _image),
+        ("knowledge $m^K$", _mask("knowledge")),
+        ("difference $d^K$", _unit("d_knowledge")),
+        ("advice $m^A$", _mask("advice")),
+        ("difference $d^A$", _unit("d_advice")),
+        ("refined $m^D$", _mask("refined")),
+        ("truth", _mask("truth")),
+    ]
+    return _grid(rows, panels, classes)
+
+
+def predictions(rows: list[Row], classes: tuple[str, ...]) -> Figure:
+    """Fig. 8: image, baseline, SSDD, SSDD with CRF, truth.
+
+    Args:
+        rows: with `image`, `baseline`, `dynamic`, `dynamic_crf` and `truth` (or None).
+        classes: names for the legend.
+    """
+    panels: list[Panel] = [
+        ("image", _image),
+        ("baseline (advice)", _mask("baseline")),
+        ("SSDD dynamic", _mask("dynamic")),
+        ("SSDD dynamic + CRF", _mask("dynamic_crf")),
+        ("truth", _mask("truth")),
+    ]
+    return _grid(rows, panels, classes)
+
+
+def _image(row: Row) -> np.ndarray:
+    return voc.read_image(row["image"])
+
+
+def _mask(column: str) -> Callable[[Row], np.ndarray | None]:
+    def draw(row: Row) -> np.ndarray | None:
+        return None if row[column] is None else voc.voc_palette()[voc.read_mask(row[column])]
+
+    return draw
+
+
+def _unit(column: str) -> Callable[[Row], np.ndarray]:
+    return lambda row: maps.unpack_unit(row[column])
+
+
+def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...]) -> Figure:
+    figure = Figure(figsize=(1.9 * len(panels), 1.6 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), len(panels), squeeze=False)
+    shown: set[int] = set()
+    for line, row in zip(axes, rows, strict=True):
+        height, width = _image(row).shape[:2]
+        for axis, (title, draw) in zip(line, panels, strict=True):
+            axis.set(xticks=[], yticks=[])
+            picture = draw(row)
+            if picture is not None:
+                # Difference maps have the network's square shape: stretched to the image's.
+                axis.imshow(picture, cmap="inferno", vmin=0, vmax=1, extent=(0, width, height, 0))
+            if line is axes[0]:
+                axis.set_title(title, fontsize=9)
+        line[0].set_ylabel(row["image_id"], fontsize=6)
+        for column in ("truth", *(c for c in row if c in ("refined", "dynamic"))):
+            if row[column] is not None:
+                shown |= set(np.unique(voc.read_mask(row[column])).tolist())
+    palette = voc.voc_palette() / 255
+    handles = [
+        figure.axes[0].scatter([], [], marker="s", s=40, color=palette[c], edgecolor="grey", label=classes[c])
+        for c in sorted(shown)
+        if c < len(classes)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(10, max(1, len(handles))), fontsize=8)
+    return figure

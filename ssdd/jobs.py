@@ -1,0 +1,33 @@
+"""What the scripts in ray_jobs/ share: read the configuration, connect, run, report."""
+
+import sys
+from collections.abc import Callable
+
+from ssdd import config as configuration
+from ssdd.backbones import WeightsError
+from ssdd.cluster import ResourceError
+from ssdd.config import Config, ConfigError
+from ssdd.evaluate import Scores, table_lines
+from ssdd.session import Session
+from ssdd.voc import DataError
+
+
+def job(
+    name: str, run: Callable[[Session], Scores], description: str | None, config: Callable[[], Config] | None = None
+) -> None:
+    """Run a job and print its scores; errors of the user's making end it with their message alone.
+
+    Args:
+        name: of the job and of its MLflow run.
+        run: the work.
+        description: for --help.
+        config: reads the configuration; from the command line if None.
+    """
+    try:
+        chosen = config() if config else configuration.parse(description=description)
+        with Session(chosen, name) as session:
+            scores = run(session)
+    except (ConfigError, DataError, ResourceError, WeightsError) as error:
+        sys.exit(f"{name}: {error}")
+    for line in table_lines(scores):
+        print(line)

@@ -1,0 +1,102 @@
+"""Progress of workers, seen on the driver: a mailbox actor, and a thread there that empties it."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker has to say about a training."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def put(self, event: Any) -> None:
+        self.events.append(event)
+
+    def take(self) -> list[Any]:
+        events, self.events = self.events, []
+        return events
+
+
+class Mailbox:
+    """Send from anywhere (`send` never waits); received on the driver inside `with mailbox.listen(handle)`."""
+
+    def __init__(self) -> None:
+        self.actor = _Mailbox.remote()  # type: ignore[attr-defined]
+
+    def send(self, event: Any) -> None:
+        self.actor.put.remote(event)
+
+    def listen(self, handle: Callable[[Any], None], every: float = 0.5) -> "_Listener":
+        return _Listener(self.actor, handle, every)
+
+
+class _Listener:
+    def __init__(self, actor: Any, handle: Callable[[Any], None], every: float):
+        self.actor, self.handle, self.every = actor, handle, every
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self._empty()
+
+    def _run(self) -> None:
+        while not self.stop.wait(self.every):
+            self._empty()
+
+    def _empty(self) -> None:
+        for event in ray.get(self.actor.take.remote()):
+            self.handle(event)
+
+
+class Console:
+    """One line at a time: time since the start, stage, what is done, time to go."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def line(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
+
+    def stage(self, name: str) -> "StageProgress":
+        return StageProgress(self, name)
+
+
+class StageProgress:
+    """Lines of one stage. The time to go is extrapolated from what was done since the first report."""
+
+    def __init__(self, console: Console, name: str):
+        self.console, self.name = console, name
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now, done
+        begun, base = self.first
+        eta = ""
+        if base < done < total:
+            seconds = int((now - begun) / (done - base) * (total - done))
+            eta = f"  ETA {seconds // 60}:{seconds % 60:02d}"
+        self.console.line(f"[{self.name}] {done}/{total}{'  ' if text else ''}{text}{eta}")

@@ -1,0 +1,84 @@
+"""What a job works with: its configuration, its workspace, the cluster's plan, progress and tracking."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ssdd import cluster, data
+from ssdd.config import Config, ConfigError
+from ssdd.progress import Console, Mailbox
+from ssdd.store import Artifact, Store
+from ssdd.tables import Row, Table, open_table, write_table
+from ssdd.tracking import Tracker
+
+
+class Session(AbstractContextManager):
+    """Connected to Ray and MLflow. Stages are functions of a session; what they make goes through its store."""
+
+    def __init__(self, config: Config, job: str):
+        self.config = config
+        self.console = Console()
+        self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
+        self.workspace.mkdir(parents=True, exist_ok=True)
+        self.store = Store(self.workspace)
+        self.plan = cluster.connect(config)
+        self.console.line(f"workspace {self.workspace}")
+        plan = self.plan
+        self.console.line(
+            f"cluster: {plan.workers} {'GPU' if plan.use_gpu else 'CPU'} worker(s), {plan.crf_actors} CRF actor(s), "
+            f"{plan.data_tasks} data task(s), {plan.unit:g} CPU each"
+        )
+        self.mailbox = Mailbox()
+        self.tracker = Tracker(config, job, self.workspace)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.tracker.close(failed=error is not None)
+
+    def build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+        """`Store.build`, with a line on the terminal that says whether anything ran."""
+        ran = False
+
+        def announced(folder: Path) -> None:
+            nonlocal ran
+            ran = True
+            self.console.line(f"[{name}] starts")
+            make(folder)
+
+        artifact = self.store.build(name, recipe, announced)
+        self.console.line(f"[{name}] {'done' if ran else 'unchanged'}: {artifact.path.relative_to(self.workspace)}")
+        return artifact
+
+    def build_table(
+        self,
+        name: str,
+        recipe: dict[str, Any],
+        parts: tuple[tuple[str, ...], ...],
+        schema: pa.Schema,
+        rows: Callable[[], Iterator[Row]],
+    ) -> tuple[Table, Artifact]:
+        """A stage table, whose rows are computed only if its recipe is new."""
+
+        def make(folder: Path) -> None:
+            total = sum(map(len, parts))
+            write_table(folder, parts, schema, data.counted(rows(), total, self.console.stage(name)))
+
+        artifact = self.build(name, recipe, make)
+        return open_table(artifact.path), artifact
+
+
+def resolve(path: Path | None, default: str, flag: str) -> Path:
+    """An absolute path. A submitted Ray job runs in a temporary copy of the working directory, where nothing lasts.
+
+    Raises:
+        ConfigError: a relative path in a submitted job.
+    """
+    if not cluster.in_job():
+        return (path or Path(default)).expanduser().absolute()
+    if path is None:
+        return Path.home() / f"ssdd-{default}"
+    if not path.expanduser().is_absolute():
+        raise ConfigError(f"{flag} {path}: a submitted Ray job needs an absolute path (one that every node sees)")
+    return path.expanduser()

@@ -1,0 +1,272 @@
+"""Ray Train: one training loop for every network of the method.
+
+A stage describes its training by a `Task`; the loop feeds it augmented samples from Ray Data shards, steps the
+optimizer, and reports a checkpoint to Ray Train after every epoch. A training that was interrupted goes on from its
+last whole checkpoint.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.data import ExecutionOptions
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor, nn
+
+from ssdd import data
+from ssdd.config import TrainConfig
+from ssdd.data import Sampling
+from ssdd.progress import Event, Mailbox
+from ssdd.session import Session
+from ssdd.store import Artifact
+from ssdd.tables import Table
+
+MODEL = "model.pt"
+LOG_EVERY = 2.0  # seconds
+Batch = dict[str, Tensor]
+Net = TypeVar("Net", bound=nn.Module)
+
+
+class Task(Protocol):
+    """A training: picklable, built anew in each worker."""
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def sampling(self) -> Sampling: ...
+
+    def build(self) -> nn.Module:
+        """The network at the start of training; its `backbone` has the base learning rate, the rest is new."""
+
+    def losses(self, net: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses of one batch (see `data.samples` for its columns); their sum is minimised."""
+
+
+class _Losses(nn.Module):
+    """Task and network as one module whose forward gives the losses, which is what DDP wraps."""
+
+    def __init__(self, task: Task, net: nn.Module):
+        super().__init__()
+        self.net, self.task = net, task
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.task.losses(self.net, batch)
+
+
+def lr_factor(train: TrainConfig, done: float) -> float:
+    """The learning rate as a share of the initial one, after the share `done` of the training."""
+    if train.schedule == "poly":
+        return (1 - done) ** 0.9
+    return (1 + math.cos(math.pi * done / 1.2)) / 2
+
+
+def optimizer_for(net: Any, train: TrainConfig) -> torch.optim.SGD:
+    """SGD with the backbone at `lr` and everything else at `lr * new_layers_lr`."""
+    backbone = {id(p) for p in net.backbone.parameters()}
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in backbone], "scale": 1.0},
+        {"params": [p for p in trained if id(p) not in backbone], "scale": train.new_layers_lr},
+    ]
+    return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What a worker gets."""
+
+    task: Task
+    seed: int
+    images: int
+    threads: int
+    first_epoch: int
+    resume: Path | None
+    mailbox: Mailbox
+
+
+def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined: list[Table]) -> Artifact:
+    """Train on the workers of the session's plan; an artifact with `model.pt`, the network's state dict.
+
+    Args:
+        session: cluster, workspace, progress, tracking.
+        name: of the stage, for progress and metrics.
+        recipe: what the result follows from. A training with the same recipe is not run again, and one that was
+            interrupted is continued.
+        task: what to train.
+        joined: tables with the columns that the task samples.
+    """
+    runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
+    return session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
+
+
+def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table], folder: Path) -> None:
+    plan, train = session.plan, task.train
+    first_epoch, resume = _last_checkpoint(runs)
+    if resume is not None:
+        session.console.line(f"[{name}] goes on after epoch {first_epoch} of {train.epochs}")
+    show = session.console.stage(name)
+
+    def handle(event: Event) -> None:
+        text = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items())
+        show(event.step, event.steps, f"epoch {event.epoch}/{event.epochs}  {text}")
+        session.tracker.metrics({f"{name}.{k}": v for k, v in event.metrics.items()}, step=event.step)
+
+    if first_epoch < train.epochs:
+        epochs = range(first_epoch, train.epochs)
+        loop = _Loop(task, session.config.seed, joined[0].rows, plan.threads, first_epoch, resume, session.mailbox)
+        trainer = TorchTrainer(
+            _train,
+            train_loop_config={"loop": loop},
+            scaling_config=ScalingConfig(
+                num_workers=plan.workers, use_gpu=plan.use_gpu, resources_per_worker=plan.network_resources
+            ),
+            datasets={"train": data.samples(joined, task.sampling, epochs, session.config.seed, plan)},
+            dataset_config=DataConfig(execution_options=_ordered()),
+            run_config=RunConfig(
+                name=f"from-epoch-{first_epoch}-{time.time_ns()}",
+                storage_path=str(runs),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        with session.mailbox.listen(handle):
+            trainer.fit()
+    _, final = _last_checkpoint(runs)
+    assert final is not None, f"{name}: the training ended without a checkpoint"
+    state = torch.load(final / "state.pt", map_location="cpu", weights_only=True)
+    torch.save(state["net"], folder / MODEL)
+    shutil.rmtree(runs)
+
+
+def load(net: Net, path: Path) -> Net:
+    """`net` with the weights of `model.pt` in an artifact's folder, ready for inference on this process's device."""
+    net.load_state_dict(torch.load(path / MODEL, map_location="cpu", weights_only=True))
+    return net.eval().requires_grad_(False).to(device())
+
+
+def load_backbone(net: Any, path: Path) -> None:
+    """Start `net.backbone` from the backbone of another stage's `model.pt` (sec. 5.1: from the classifier's)."""
+    state = torch.load(path / MODEL, map_location="cpu", weights_only=True)
+    prefix = "backbone."
+    net.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def device() -> torch.device:
+    """The device of an inference process."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _ordered() -> ExecutionOptions:
+    return ExecutionOptions(preserve_order=True)  # so that a seed gives the same batches again
+
+
+def _last_checkpoint(runs: Path) -> tuple[int, Path | None]:
+    """Epochs done and folder of the furthest whole checkpoint; 0 and None where there is none."""
+    found = [(json.loads(meta.read_text())["epoch"], meta.parent) for meta in runs.glob("*/*/meta.json")]
+    return max(found, default=(0, None))
+
+
+def _train(config: dict[str, Any]) -> None:
+    """The training loop, in each worker."""
+    loop: _Loop = config["loop"]
+    task, train = loop.task, loop.task.train
+    context = ray.train.get_context()
+    workers, rank = context.get_world_size(), context.get_world_rank()
+    where = ray.train.torch.get_device()
+    if where.type == "cpu":
+        torch.set_num_threads(loop.threads)
+    torch.manual_seed(loop.seed)
+    net = task.build().to(where)
+    optimizer = optimizer_for(net, train)
+    if loop.resume is not None:
+        state = torch.load(loop.resume / "state.pt", map_location=where, weights_only=True)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        del state
+    model = ray.train.torch.prepare_model(_Losses(task, net).train())
+
+    local_batch = max(1, min(train.batch_size, loop.images) // workers)
+    steps_per_epoch = max(1, loop.images // (local_batch * workers))
+    total = steps_per_epoch * train.epochs
+    batches = ray.train.get_dataset_shard("train").iter_torch_batches(
+        batch_size=local_batch,
+        prefetch_batches=2,
+        drop_last=True,
+        local_shuffle_buffer_size=4 * local_batch,
+        local_shuffle_seed=loop.seed,
+    )
+    log = _Log(loop, total, train.epochs, steps_per_epoch, rank == 0)
+    step = loop.first_epoch * steps_per_epoch
+    waiting = time.perf_counter()
+    for batch in batches:
+        waited = time.perf_counter() - waiting
+        for group in optimizer.param_groups:
+            group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
+        losses = model(batch)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        step += 1
+        log.step(step, losses, optimizer.param_groups[0]["lr"], local_batch * workers, waited)
+        if step % steps_per_epoch == 0 and step < total:
+            _report(step // steps_per_epoch, net, optimizer, rank)
+        if step == total:
+            break
+        waiting = time.perf_counter()
+    _report(train.epochs, net, optimizer, rank)
+
+
+def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+    """A checkpoint to Ray Train; meta.json comes last, so that a cut-off one is not taken for whole."""
+    if rank != 0:
+        ray.train.report({"epoch": epoch})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / "state.pt")
+        (Path(folder) / "meta.json").write_text(json.dumps({"epoch": epoch}))
+        ray.train.report({"epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
+
+
+class _Log:
+    """Means over the last seconds, sent to the driver by the first worker."""
+
+    def __init__(self, loop: _Loop, total: int, epochs: int, steps_per_epoch: int, active: bool):
+        self.loop, self.total, self.epochs, self.active = loop, total, epochs, active
+        self.steps_per_epoch = steps_per_epoch
+        self._reset()
+
+    def _reset(self) -> None:
+        self.begun, self.count, self.waited = time.perf_counter(), 0, 0.0
+        self.sums: dict[str, Tensor] = {}
+
+    def step(self, step: int, losses: dict[str, Tensor], lr: float, images: int, waited: float) -> None:
+        if not self.active:
+            return
+        self.count += 1
+        self.waited += waited
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+        elapsed = time.perf_counter() - self.begun
+        if elapsed < LOG_EVERY and step < self.total:
+            return
+        metrics = {f"loss.{name}": float(value) / self.count for name, value in self.sums.items()}
+        for name, mean in metrics.items():
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"{name} is {mean} at step {step}; lower the learning rate")
+        metrics |= {
+            "lr": lr,
+            "images_per_s": images * self.count / elapsed,
+            "data_wait": self.waited / elapsed,
+        }
+        epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
+        self.loop.mailbox.send(Event(step, self.total, epoch, self.epochs, metrics))
+        self._reset()
