@@ -80,12 +80,12 @@ class TimmBackbone(Backbone):
         super().__init__(mean, std)
         try:
             self.net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # timm's models refuse in many ways
             raise ConfigError(
                 f"backbone.name={name!r} with output_stride={output_stride}: timm cannot build it ({error}); "
                 "see timm.list_models() and try the other output stride"
             ) from error
-        channels = self.net.feature_info.channels()
+        channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr, operator]
         self.output_stride = output_stride
         self.low_channels = channels[0]
         self.level_channels = (channels[-3], channels[-2], channels[-1])
@@ -206,7 +206,7 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> str:
     if isinstance(backbone, TimmBackbone):
         return _load_auto(backbone, config.name)
     raise WeightsError(
-        f"backbone {config.name} needs a weight file: set --backbone.weights to PSA's res38_cls.pth or another state "
+        f"backbone {config.name} needs a weight file: set --network.backbone.weights to PSA's res38_cls.pth or another state "
         "dict with its keys, or to `random` to train from scratch"
     )
 
@@ -229,12 +229,10 @@ def _load_auto(backbone: TimmBackbone, name: str) -> str:
             reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
             raise WeightsError(
                 f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
-                f"Connect to the internet, or {how}, or give a state dict with --backbone.weights PATH"
+                f"Connect to the internet, or {how}, or give a state dict with --network.backbone.weights PATH"
             ) from hub_error
         source = package
-    missing, _ = backbone.net.load_state_dict(state, strict=False)
-    if missing:
-        raise WeightsError(f"weights of {name} from {source} lack {missing[:5]}...")
+    _fill(backbone, state, f"weights of {name} from {source}")
     return source
 
 
@@ -259,12 +257,35 @@ def _package_state(name: str, package: str) -> dict[str, Tensor]:
 
 def _load_file(backbone: Backbone, path: Path) -> None:
     if not path.is_file():
-        raise WeightsError(f"--backbone.weights {path}: no such file")
+        raise WeightsError(f"--network.backbone.weights {path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise WeightsError(f"--backbone.weights {path}: not a state dict that loads safely ({error})") from error
-    target = backbone.net if isinstance(backbone, TimmBackbone) else backbone
-    missing, _ = target.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
-    if missing:
-        raise WeightsError(f"--backbone.weights {path}: lacks {len(missing)} tensors, first {missing[:3]}")
+        raise WeightsError(
+            f"--network.backbone.weights {path}: not a state dict that loads safely ({error})"
+        ) from error
+    _fill(backbone, state, f"--network.backbone.weights {path}")
+
+
+def _fill(backbone: Backbone, state: Any, source: str) -> None:
+    """Load a state dict of the whole model into its feature part; classifier layers are left over."""
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{source}: not a state dict (names and tensors)")
+    target: nn.Module = backbone.net if isinstance(backbone, TimmBackbone) else backbone
+    wanted = target.state_dict()
+    given = {_flat(k.removeprefix("module.")): v for k, v in state.items()}
+    found = {k: given[_flat(k)] for k in wanted if _flat(k) in given}
+    missing = sorted(set(wanted) - set(found))
+    wrong = sorted(k for k, v in found.items() if v.shape != wanted[k].shape)
+    if missing or wrong:
+        names = ", ".join([*missing, *wrong][:3])
+        raise WeightsError(
+            f"{source}: {len(missing)} tensors are missing and {len(wrong)} have another shape ({names}, ...); "
+            "is it of another model?"
+        )
+    target.load_state_dict(found)
+
+
+def _flat(name: str) -> str:
+    # timm's features_only nets call `stages.0.x` of the whole model `stages_0.x`.
+    return name.replace(".", "_")

@@ -124,6 +124,9 @@ class DynamicConfig:
     """Dynamic region refinement (sec. 4.2); the baseline uses its `train` too."""
 
     train: TrainConfig
+    init: Literal["classifier", "static"] = "classifier"
+    """Where this stage's networks, the baseline's too, start from: the classifier's backbone (sec. 5.1), or all of
+    the static stage's network (for short schedules: the first masks m^K1 are then already sensible)."""
     alpha: float = 0.5
     """Eq. 14: share of m^D0 against the interpolation target in the sub branch's loss."""
     target: Literal["d1", "d2"] = "d1"
@@ -194,21 +197,28 @@ def paper() -> Config:
 
 
 def mini() -> Config:
-    """The embedded data set on a laptop: a light pretrained backbone, small inputs, few epochs."""
-    augment = AugmentConfig(crop=192, resize=(192, 224))
+    """The embedded data set on a laptop: a light pretrained backbone, small inputs, few epochs.
+
+    alpha and the random walk's length belong to PSA's finer and better trained maps; here they are smaller.
+    """
+    augment = AugmentConfig(crop=160, resize=(160, 200))
     backbone = dataclasses.replace(NetworkConfig().backbone, name="tf_efficientnet_lite0", output_stride=16)
     return Config(
         preset="mini",
         network=NetworkConfig(backbone, head_channels=128, head_dilation=2, upsample=4, ddnet_channels=64),
         seeds=SeedsConfig(
-            classifier=TrainConfig(8, 16, 0.02, augment),
-            affinity=TrainConfig(3, 8, 0.01, augment),
-            cam_size=192,
+            classifier=TrainConfig(10, 16, 0.01, augment),
+            affinity=TrainConfig(3, 8, 0.03, augment),
+            cam_size=224,
             cam_scales=(1.0, 1.5),
+            alpha_low=1,
+            alpha_high=8,
+            alpha_walk=4,
+            walk_steps=32,
         ),
-        static=StaticConfig(TrainConfig(8, 8, 0.005, augment), size=192),
-        dynamic=DynamicConfig(TrainConfig(8, 8, 0.005, augment)),
-        evaluate=EvaluateConfig(size=192, scales=(1.0,)),
+        static=StaticConfig(TrainConfig(8, 8, 0.002, augment), size=160),
+        dynamic=DynamicConfig(TrainConfig(6, 8, 0.002, augment), init="static"),
+        evaluate=EvaluateConfig(size=160, scales=(1.0, 1.25)),
         part_size=16,
     )
 

@@ -1,7 +1,6 @@
 """Stage 3: dynamic region refinement (sec. 4.2), and the baseline that it must beat."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -29,6 +28,25 @@ class BatchCRF(Protocol):
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where a training starts: the classifier's backbone or all of the static stage's network."""
+
+    kind: str
+    artifact: Artifact
+
+    def load(self, net: SegmentationNet, heads: dict[str, str]) -> None:
+        """Fill `net`'s backbone and, from the static stage, its heads: {name in `net`: name in `StaticNet`}."""
+        parts = {"backbone": "backbone"} | (heads if self.kind == "static" else {})
+        training.load_parts(net, self.artifact.path, parts)
+
+
+def start_of(session: Session, refined: Refined) -> Start:
+    """As `dynamic.init` says."""
+    kind = session.config.dynamic.init
+    return Start(kind, refined.net if kind == "static" else refined.seeds.classifier)
+
+
+@dataclass(frozen=True)
 class Models:
     """The trained segmentation networks, `SegmentationNet` state dicts (the dynamic one has more beside it)."""
 
@@ -48,10 +66,11 @@ def run_dynamic(session: Session, refined: Refined) -> Artifact:
     config, seeds = session.config, refined.seeds
     pool = CRFPool(session.plan.crf_actors, session.plan.unit)
     try:
-        task = DynamicTask(config.network, config.dynamic, len(seeds.images.classes), seeds.classifier.path, pool)
+        start = start_of(session, refined)
+        task = DynamicTask(config.network, config.dynamic, len(seeds.images.classes), start, pool)
         recipe = {
             "refined": refined.artifact,
-            "classifier": seeds.classifier,
+            "start": start.artifact,
             "network": config.network,
             "dynamic": config.dynamic,
             "seed": config.seed,
@@ -64,11 +83,12 @@ def run_dynamic(session: Session, refined: Refined) -> Artifact:
 def run_baseline(session: Session, refined: Refined, column: str) -> Artifact:
     """The same network and schedule, trained on fixed masks: `advice` is PSA retrained."""
     config, seeds = session.config, refined.seeds
-    task = FixedTask(config.network, config.dynamic.train, len(seeds.images.classes), seeds.classifier.path, column)
+    start = start_of(session, refined)
+    task = FixedTask(config.network, config.dynamic.train, len(seeds.images.classes), start, column)
     recipe = {
         "masks": seeds.artifact,
         "column": column,
-        "classifier": seeds.classifier,
+        "start": start.artifact,
         "network": config.network,
         "train": config.dynamic.train,
         "seed": config.seed,
@@ -83,7 +103,7 @@ class FixedTask:
     network: NetworkConfig
     train: TrainConfig
     classes: int
-    classifier: Path
+    start: "Start"
     column: str
 
     @property
@@ -93,7 +113,7 @@ class FixedTask:
 
     def build(self) -> SegmentationNet:
         net = SegmentationNet(self.network, self.classes)
-        training.load_backbone(net, self.classifier)
+        self.start.load(net, {"main": "main"})
         return net
 
     def losses(self, net: SegmentationNet, batch: training.Batch) -> dict[str, Tensor]:
@@ -107,7 +127,7 @@ class DynamicTask:
     network: NetworkConfig
     dynamic: DynamicConfig
     classes: int
-    classifier: Path
+    start: "Start"
     crf: BatchCRF
 
     @property
@@ -121,7 +141,7 @@ class DynamicTask:
 
     def build(self) -> DynamicNet:
         net = DynamicNet(self.network, self.classes)
-        training.load_backbone(net, self.classifier)
+        self.start.load(net, {"main": "main", "sub": "main", "ddnet1": "ddnet", "ddnet2": "ddnet"})
         return net
 
     def losses(self, net: DynamicNet, batch: training.Batch) -> dict[str, Tensor]:

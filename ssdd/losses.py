@@ -29,6 +29,7 @@ def difference_loss(logits: Tensor, difference: Tensor, keep: Tensor) -> Tensor:
     """
     difference = difference.bool()
     keep = keep.bool().view(-1, 1, 1).expand_as(difference)
+    logits = torch.where(keep, logits, 0)  # here rather than in the mean: 0 times the gradient of a NaN is a NaN
     loss = F.binary_cross_entropy_with_logits(logits.float(), difference.float(), reduction="none")
     return (_masked_mean(loss, difference & keep) + _masked_mean(loss, ~difference & keep)) / 2
 

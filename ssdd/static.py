@@ -36,6 +36,8 @@ class Refined:
     """The refined seeds m^D0 of every training image."""
 
     seeds: Seeds
+    net: Artifact
+    """The trained `StaticNet`."""
     table: Table
     """`refined` (mask at the image's size), `d_knowledge` and `d_advice` (DD-Net's probabilities, 8 bits)."""
     artifact: Artifact
@@ -67,7 +69,7 @@ def run(session: Session) -> Refined:
     )
     recipe = {"seeds": made.artifact, "net": net, "bias": config.static.bias, "size": config.static.size}
     table, artifact = session.build_table("refined", recipe, made.table.parts, SCHEMA, infer)
-    return Refined(made, table, artifact)
+    return Refined(made, net, table, artifact)
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class StaticTask:
 
     def build(self) -> StaticNet:
         net = StaticNet(self.network, self.classes)
-        training.load_backbone(net, self.classifier)
+        training.load_parts(net, self.classifier, {"backbone": "backbone"})
         return net
 
     def losses(self, net: StaticNet, batch: training.Batch) -> dict[str, Tensor]:
@@ -184,5 +186,5 @@ class RefineStage:
 
     def _small(self, masks: list[np.ndarray]) -> Tensor:
         size = (self.mask_size, self.mask_size)
-        small = [F.interpolate(torch.from_numpy(m)[None, None], size, mode="nearest")[0, 0] for m in masks]
+        small = [F.interpolate(torch.from_numpy(m)[None, None], size, mode="nearest-exact")[0, 0] for m in masks]
         return torch.stack(small).long()

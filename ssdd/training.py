@@ -153,11 +153,14 @@ def load(net: Net, path: Path) -> Net:
     return net.eval().requires_grad_(False).to(device())
 
 
-def load_backbone(net: Any, path: Path) -> None:
-    """Start `net.backbone` from the backbone of another stage's `model.pt` (sec. 5.1: from the classifier's)."""
+def load_parts(net: nn.Module, path: Path, parts: dict[str, str]) -> None:
+    """Start parts of `net` from parts of another stage's `model.pt`: {name in `net`: name there}."""
     state = torch.load(path / MODEL, map_location="cpu", weights_only=True)
-    prefix = "backbone."
-    net.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    for own, other in parts.items():
+        prefix = other + "."
+        net.get_submodule(own).load_state_dict(
+            {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        )
 
 
 def device() -> torch.device:

@@ -62,7 +62,7 @@ def augment(
         out, out_masks = transform(sample, [tv_tensors.Mask(torch.from_numpy(np.array(m))) for m in masks])
     if mask_size is not None:
         size = [mask_size, mask_size]
-        out_masks = [F.resize(m[None], size, interpolation=v2.InterpolationMode.NEAREST)[0] for m in out_masks]
+        out_masks = [F.resize(m[None], size, interpolation=v2.InterpolationMode.NEAREST_EXACT)[0] for m in out_masks]
     return out.contiguous().numpy(), [m.contiguous().numpy() for m in out_masks]
 
 

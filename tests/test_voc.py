@@ -47,8 +47,7 @@ def mask_of(*values: int) -> np.ndarray:
 
 def xml_of(*names: str) -> str:
     objects = "".join(
-        f"<object><name>{name}</name><difficult>1</difficult><part><name>head</name></part></object>"
-        for name in names
+        f"<object><name>{name}</name><difficult>1</difficult><part><name>head</name></part></object>" for name in names
     )
     return f"<annotation><filename>x.jpg</filename>{objects}</annotation>"
 
@@ -461,9 +460,7 @@ def test_other_formats_are_refused():
 
 @given(
     st.sampled_from([1, 2, 4, 16, 21, 256]).flatmap(
-        lambda classes: arrays(
-            np.uint8, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, classes - 1)
-        )
+        lambda classes: arrays(np.uint8, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, classes - 1))
     )
 )
 def test_mask_round_trip(mask):
@@ -487,9 +484,7 @@ def test_greyscale_masks():
         read_mask(encode(mask_of(0, 1).astype(bool), "PNG"))
 
 
-@pytest.mark.parametrize(
-    "mask", [np.zeros((2, 2), int), np.zeros((2, 2, 1), np.uint8), np.zeros((0, 2), np.uint8)]
-)
+@pytest.mark.parametrize("mask", [np.zeros((2, 2), int), np.zeros((2, 2, 1), np.uint8), np.zeros((0, 2), np.uint8)])
 def test_encode_mask_refuses_other_arrays(mask):
     with pytest.raises(ValueError, match=r"uint8 \(H, W\)"):
         encode_mask(mask)

@@ -1,0 +1,98 @@
+"""The split of a cluster's CPUs and GPUs."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssdd.cluster import Plan, ResourceError, make_plan
+
+
+def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
+    assert min(plan.workers, plan.crf_actors, plan.data_tasks, plan.threads) >= 1
+    assert 0 < plan.unit <= 1
+    assert plan.unit * (plan.workers + plan.crf_actors + plan.data_tasks) <= cpus + 1e-9
+    if plan.use_gpu:
+        assert plan.workers <= gpus
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 4])
+@pytest.mark.parametrize("workers", [None, 1, 2])
+@pytest.mark.parametrize("cpus", [1, 2, 4, 16, 64])
+def test_the_usual_clusters(cpus, workers, gpus):
+    if gpus == 4 and workers is None and cpus < 6:
+        with pytest.raises(ResourceError, match="--workers"):
+            make_plan(cpus, gpus, 1, workers, None)
+        return
+    use_gpu = False if gpus < (workers or 1) else None
+    plan = make_plan(cpus, gpus, 1, workers, use_gpu)
+    assert_can_be_met(plan, cpus, gpus)
+    assert plan.use_gpu == (gpus > 0 and use_gpu is None)
+    assert plan.workers == (workers or max(1, gpus))
+    assert plan.network_resources == ({"CPU": plan.unit, "GPU": 1} if plan.use_gpu else {"CPU": plan.unit})
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    cpus=st.integers(1, 256) | st.floats(1, 256),
+    gpus=st.integers(0, 16),
+    nodes=st.integers(1, 8),
+    workers=st.none() | st.integers(1, 32),
+    use_gpu=st.none() | st.booleans(),
+)
+def test_a_plan_can_be_met_or_is_refused_with_what_to_change(cpus, gpus, nodes, workers, use_gpu):
+    try:
+        plan = make_plan(cpus, gpus, nodes, workers, use_gpu)
+    except ResourceError as refusal:
+        message = str(refusal)
+    else:
+        message = ""
+    if message:
+        assert "--workers" in message or "--gpus" in message
+        return
+    assert_can_be_met(plan, cpus, gpus)
+    if workers is not None:
+        assert plan.workers == workers
+    if use_gpu is not None:
+        assert plan.use_gpu == use_gpu
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(1, 256), st.integers(1, 8))
+def test_no_request_is_refused_at_the_number_of_workers_that_the_refusal_names(cpus, nodes):
+    with pytest.raises(ResourceError, match="at most") as error:
+        make_plan(cpus, 0, nodes, 1000, None)
+    most = int(str(error.value).split("at most ")[1].split()[0])
+    assert make_plan(cpus, 0, nodes, most, None).workers == most
+    with pytest.raises(ResourceError):
+        make_plan(cpus, 0, nodes, most + 1, None)
+
+
+@pytest.mark.parametrize("cpus", [4, 7, 64])
+def test_all_cpus_are_used_where_there_are_enough(cpus):
+    plan = make_plan(cpus, 0, 1, None, None)
+    assert plan.unit == 1
+    assert plan.workers + plan.crf_actors + plan.data_tasks == cpus
+
+
+def test_without_gpus_there_is_one_worker_a_node():
+    assert make_plan(64, 0, 4, None, None).workers == 4
+
+
+def test_gpus_can_be_left_unused():
+    plan = make_plan(16, 4, 1, None, False)
+    assert (plan.use_gpu, plan.workers) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ((0.5, 0, 1, None, None), r"has 0\.5 CPUs; at least 1 is needed \(`ray start --num-cpus`\)"),
+        ((4, 0, 1, None, True), r"--gpus True, but the cluster has 0 GPUs; leave --gpus out"),
+        ((16, 2, 1, 3, None), r"--workers 3 on GPUs, but the cluster has 2 GPUs; ask for at most that many"),
+        ((4, 0, 1, 3, None), r"--workers 3 .* need 5 CPUs, the cluster has 4; ask for at most 2 workers"),
+        ((1, 0, 1, 5, None), r"the cluster has 1; ask for at most 2 workers"),
+    ],
+)
+def test_impossible_requests_say_what_to_change(request_, message):
+    with pytest.raises(ResourceError, match=message):
+        make_plan(*request_)

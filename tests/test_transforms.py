@@ -1,0 +1,126 @@
+"""Augmentation: a function of its seed that keeps image and masks together."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+
+from ssdd.config import AugmentConfig
+from ssdd.transforms import IGNORE, augment, augmentation, square
+
+JITTER = (0.3, 0.3, 0.3, 0.1)
+NONE = (0.0, 0.0, 0.0, 0.0)
+GREY = 60
+"""Grey value per class of `blocks`."""
+
+
+def blocks(seed: int = 0, side: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose grey value is 60 times its class, in blocks of 16 pixels, and its mask."""
+    mask = np.random.default_rng(seed).integers(0, 4, (side // 16, side // 16)).astype(np.uint8).repeat(16, 0)
+    mask = mask.repeat(16, 1)
+    return np.repeat(mask[..., None] * np.uint8(GREY), 3, axis=2), mask
+
+
+def inner(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Whether all pixels within `reach` of a pixel have its value."""
+    windows = sliding_window_view(np.pad(mask.astype(int), reach, constant_values=-1), [2 * reach + 1] * 2)
+    return windows.min((2, 3)) == windows.max((2, 3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("resize", [(64, 64), (64, 112), (48, 48)])
+def test_image_and_masks_stay_aligned(seed, resize):
+    image, mask = blocks(seed)
+    transform = augmentation(AugmentConfig(48, resize, NONE))
+    out, (out_mask, twin) = augment(transform, image, [mask, mask], seed, None)
+    safe = inner(out_mask, 3)
+    assert safe.mean() > 0.1
+    np.testing.assert_array_equal(np.rint(out[0][safe] / GREY), out_mask[safe])
+    np.testing.assert_array_equal(twin, out_mask)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_masks_stay_aligned(seed):
+    image, mask = blocks(seed)
+    transform = augmentation(AugmentConfig(48, (96, 112), NONE))
+    out, (small,) = augment(transform, image, [mask], seed, 12)
+    pooled = out[0].reshape(12, 4, 12, 4).mean((1, 3))
+    safe = inner(small, 1)
+    assert safe.mean() > 0.1
+    np.testing.assert_array_equal(np.rint(pooled[safe] / GREY), small[safe])
+
+
+def test_shapes_and_dtypes():
+    image, mask = blocks()
+    transform = augmentation(AugmentConfig(48, (48, 80), JITTER))
+    for mask_size, side in ((None, 48), (12, 12)):
+        out, masks = augment(transform, image[:40], [mask[:40]] * 2, 0, mask_size)
+        assert (out.shape, out.dtype) == ((3, 48, 48), np.uint8)
+        assert [(m.shape, m.dtype) for m in masks] == [((side, side), np.uint8)] * 2
+    assert augment(transform, image, [], 0, None)[1] == []
+
+
+def test_the_seed_alone_decides():
+    image, mask = blocks()
+    transform = augmentation(AugmentConfig(48, (48, 80), JITTER))
+
+    def drawn(seed: int) -> bytes:
+        out, masks = augment(transform, image, [mask], seed, 12)
+        return out.tobytes() + masks[0].tobytes()
+
+    torch.manual_seed(1)
+    first = drawn(5)
+    torch.manual_seed(2)
+    assert drawn(5) == first
+    assert len({drawn(seed) for seed in range(5)}) == 5
+
+
+def test_the_caller_s_random_state_and_arrays_are_left_alone():
+    image, mask = blocks()
+    for array in (image, mask):
+        array.setflags(write=False)
+    before = torch.get_rng_state()
+    augment(augmentation(AugmentConfig(48, (48, 80), JITTER)), image, [mask], 5, 12)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(image[..., 0], mask * GREY)
+
+
+def test_jitter_changes_the_image_and_not_the_masks():
+    image, mask = blocks()
+    plain, jittered = (
+        augment(augmentation(AugmentConfig(48, (48, 80), j)), image, [mask], 3, None) for j in (NONE, JITTER)
+    )
+    assert (plain[0] != jittered[0]).any()
+    np.testing.assert_array_equal(plain[1][0], jittered[1][0])
+
+
+def test_masks_get_no_new_values():
+    image, mask = blocks()
+    mask = np.where(mask == 1, 200, mask)
+    for seed in range(5):
+        _, (out,) = augment(augmentation(AugmentConfig(48, (50, 90), JITTER)), image, [mask], seed, 12)
+        assert set(np.unique(out)) <= set(np.unique(mask))
+
+
+def test_padding_is_unlabelled():
+    image, mask = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.uint8)
+    out, (out_mask,) = augment(augmentation(AugmentConfig(80, (64, 64), NONE)), image, [mask], 0, None)
+    assert out.shape == (3, 80, 80)
+    assert (out_mask == IGNORE).sum() == 80 * 80 - 64 * 64
+    np.testing.assert_array_equal(out, np.where(out_mask == IGNORE, 127, 255)[None].repeat(3, 0))
+
+
+def test_both_mirror_images_occur():
+    image = np.zeros((48, 48, 3), np.uint8)
+    image[:, :24] = 200
+    transform = augmentation(AugmentConfig(48, (48, 48), NONE))
+    assert {int(augment(transform, image, [], seed, None)[0][0, 0, 0]) for seed in range(12)} == {0, 200}
+
+
+def test_square_resizes_both_sides():
+    image = np.zeros((30, 50, 3), np.uint8)
+    image[:, 25:] = (10, 20, 30)
+    out = square(image, 40)
+    assert (out.shape, out.dtype) == ((3, 40, 40), np.uint8)
+    assert out[:, 20, 5].tolist() == [0, 0, 0]
+    assert out[:, 20, 35].tolist() == [10, 20, 30]
