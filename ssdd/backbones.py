@@ -206,8 +206,8 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> str:
     if isinstance(backbone, TimmBackbone):
         return _load_auto(backbone, config.name)
     raise WeightsError(
-        f"backbone {config.name} needs a weight file: set --network.backbone.weights to PSA's res38_cls.pth or another state "
-        "dict with its keys, or to `random` to train from scratch"
+        f"backbone {config.name} needs a weight file: set --network.backbone.weights to PSA's res38_cls.pth or another "
+        "state dict with its keys, or to `random` to train from scratch"
     )
 
 

@@ -12,6 +12,18 @@ import ray.data
 from ssdd.config import Config
 
 
+# Of processes that run networks on CPUs. Threads must not spin while they wait: beside other processes that costs half
+# the speed on 2 cores. And freed memory must be kept: giving it back at every step and faulting it in again costs a
+# quarter (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).
+CPU_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
+
 class ResourceError(RuntimeError):
     """The cluster can never give what was asked for."""
 
@@ -38,13 +50,18 @@ class Plan:
         """Of one training worker or network actor."""
         return {"CPU": self.unit, "GPU": 1} if self.use_gpu else {"CPU": self.unit}
 
+    @property
+    def network_environment(self) -> dict[str, dict[str, str]]:
+        """Ray runtime environment of the same processes."""
+        return {} if self.use_gpu else {"env_vars": CPU_ENVIRONMENT}
+
 
 def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu: bool | None) -> Plan:
     """Split a cluster.
 
     Args:
         cpus, gpus, nodes: what the cluster has.
-        workers: training workers; None for one per GPU or, without GPUs, one per node.
+        workers: training workers; None for one per GPU or, without GPUs, two per node.
         use_gpu: None for: where there are GPUs.
 
     Raises:
@@ -56,23 +73,23 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
         use_gpu = gpus >= 1
     if use_gpu and gpus < 1:
         raise ResourceError(f"--gpus True, but the cluster has {gpus:g} GPUs; leave --gpus out to train on CPUs")
-    slots = max(int(cpus), 4)  # of workers, CRF actors and data tasks, of which at least one each
+    whole = int(cpus)
+    on_a_node = max(1, whole // nodes)
     if workers is None:
-        workers = max(1, min(int(gpus) if use_gpu else nodes, slots - 2))
+        # On CPUs two workers of a node are faster together than one with all its threads.
+        workers = int(gpus) if use_gpu else min(whole, nodes * min(2, on_a_node))
     if use_gpu and workers > gpus:
         raise ResourceError(
             f"--workers {workers} on GPUs, but the cluster has {gpus:g} GPUs; ask for at most that many"
         )
-    if workers + 2 > slots:
+    if not use_gpu and workers > whole:
         raise ResourceError(
-            f"--workers {workers} with CRF actors and data tasks need {workers + 2} CPUs, the cluster has {cpus:g}; "
-            f"ask for at most {slots - 2} workers"
+            f"--workers {workers}, but the cluster has {cpus:g} CPUs and no GPUs; ask for at most {whole} workers"
         )
-    unit = 1 / math.ceil(slots / int(cpus))
-    data_tasks = max(1, (slots - workers) // 4)
-    crf_actors = max(1, slots - workers - data_tasks)
-    cores = min(os.cpu_count() or 1, max(1, int(cpus // nodes)))
-    threads = max(1, cores // -(-workers // nodes))
+    data_tasks = max(1, whole // 4)
+    crf_actors = max(whole - workers - data_tasks, min(whole, 4))
+    unit = 1 / math.ceil((workers + data_tasks + crf_actors) / whole)
+    threads = max(1, min(os.cpu_count() or 1, on_a_node) // -(-workers // nodes))
     return Plan(unit, workers, crf_actors, data_tasks, use_gpu, threads)
 
 
@@ -85,8 +102,6 @@ def connect(config: Config) -> Plan:
     """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
     options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
-    # torch's threads must not spin while they wait: beside other processes that costs half the speed on 2 cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not ray.is_initialized():
         if config.num_cpus is not None and not os.environ.get("RAY_ADDRESS"):
             ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)

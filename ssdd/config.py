@@ -176,7 +176,7 @@ class Config:
     num_cpus: int | None = None
     """CPUs of the local Ray that is started; not for a cluster that runs already."""
     workers: int | None = None
-    """Training workers. Default: one per GPU; without GPUs, one per node."""
+    """Training workers. Default: one per GPU; without GPUs, two per node."""
     gpus: bool | None = None
     """Train on GPUs. Default: where the cluster has them."""
 

@@ -136,6 +136,7 @@ def infer(
         batch_format="pyarrow",
         num_cpus=plan.unit,
         num_gpus=1 if plan.use_gpu else 0,
+        runtime_env=plan.network_environment,
     )
     if crf is not None:
         stream = stream.map_batches(

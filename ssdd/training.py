@@ -136,6 +136,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
                 name=f"from-epoch-{first_epoch}-{time.time_ns()}",
                 storage_path=str(runs),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
+                worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
             ),
         )
         with session.mailbox.listen(handle):

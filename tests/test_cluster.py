@@ -19,15 +19,15 @@ def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
 @pytest.mark.parametrize("workers", [None, 1, 2])
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16, 64])
 def test_the_usual_clusters(cpus, workers, gpus):
-    if gpus == 4 and workers is None and cpus < 6:
-        with pytest.raises(ResourceError, match="--workers"):
-            make_plan(cpus, gpus, 1, workers, None)
-        return
     use_gpu = False if gpus < (workers or 1) else None
+    if use_gpu is False and (workers or 1) > cpus:
+        with pytest.raises(ResourceError, match=f"at most {cpus} workers"):
+            make_plan(cpus, gpus, 1, workers, use_gpu)
+        return
     plan = make_plan(cpus, gpus, 1, workers, use_gpu)
     assert_can_be_met(plan, cpus, gpus)
     assert plan.use_gpu == (gpus > 0 and use_gpu is None)
-    assert plan.workers == (workers or max(1, gpus))
+    assert plan.workers == (workers or (gpus if plan.use_gpu else min(2, cpus)))
     assert plan.network_resources == ({"CPU": plan.unit, "GPU": 1} if plan.use_gpu else {"CPU": plan.unit})
 
 
@@ -67,20 +67,28 @@ def test_no_request_is_refused_at_the_number_of_workers_that_the_refusal_names(c
         make_plan(cpus, 0, nodes, most + 1, None)
 
 
-@pytest.mark.parametrize("cpus", [4, 7, 64])
+@pytest.mark.parametrize("cpus", [8, 9, 64])
 def test_all_cpus_are_used_where_there_are_enough(cpus):
     plan = make_plan(cpus, 0, 1, None, None)
     assert plan.unit == 1
     assert plan.workers + plan.crf_actors + plan.data_tasks == cpus
 
 
-def test_without_gpus_there_is_one_worker_a_node():
-    assert make_plan(64, 0, 4, None, None).workers == 4
+def test_without_gpus_there_are_two_workers_a_node_where_it_has_two_cpus():
+    assert make_plan(64, 0, 4, None, None).workers == 8
+    assert make_plan(4, 0, 4, None, None).workers == 4
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 5])
+def test_on_nodes_of_one_cpu_every_process_finds_a_node(nodes):
+    plan = make_plan(nodes, 0, nodes, None, None)
+    processes = plan.workers + plan.crf_actors + plan.data_tasks
+    assert nodes * int(1 / plan.unit + 1e-9) >= processes
 
 
 def test_gpus_can_be_left_unused():
     plan = make_plan(16, 4, 1, None, False)
-    assert (plan.use_gpu, plan.workers) == (False, 1)
+    assert (plan.use_gpu, plan.workers) == (False, 2)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +97,8 @@ def test_gpus_can_be_left_unused():
         ((0.5, 0, 1, None, None), r"has 0\.5 CPUs; at least 1 is needed \(`ray start --num-cpus`\)"),
         ((4, 0, 1, None, True), r"--gpus True, but the cluster has 0 GPUs; leave --gpus out"),
         ((16, 2, 1, 3, None), r"--workers 3 on GPUs, but the cluster has 2 GPUs; ask for at most that many"),
-        ((4, 0, 1, 3, None), r"--workers 3 .* need 5 CPUs, the cluster has 4; ask for at most 2 workers"),
-        ((1, 0, 1, 5, None), r"the cluster has 1; ask for at most 2 workers"),
+        ((4, 0, 1, 5, None), r"--workers 5, but the cluster has 4 CPUs and no GPUs; ask for at most 4 workers"),
+        ((1, 0, 1, 2, None), r"ask for at most 1 workers"),
     ],
 )
 def test_impossible_requests_say_what_to_change(request_, message):

@@ -334,7 +334,7 @@ def test_a_model_without_any_source_says_what_to_do():
     before = values(backbone)
     with pytest.raises(WeightsError, match="no ImageNet weights for resnet18") as error:
         load_weights(backbone, BackboneConfig("resnet18", 16))
-    for hint in ("no route", "Connect to the internet", "tf_efficientnet_lite0", "--backbone.weights PATH"):
+    for hint in ("no route", "Connect to the internet", "tf_efficientnet_lite0", "--network.backbone.weights PATH"):
         assert hint in str(error.value)
     assert same(before, values(backbone))
 
@@ -370,7 +370,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_file_that_lacks_tensors_is_refused(tmp_path):
     torch.save({"conv_stem.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "part.pth")
-    with pytest.raises(WeightsError, match=r"part\.pth: lacks \d+ tensors, first"):
+    with pytest.raises(WeightsError, match=r"part\.pth: 287 tensors are missing"):
         load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "part.pth")))
 
 
@@ -391,7 +391,6 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.xfail(strict=True, raises=(AttributeError, RuntimeError), reason="only missing keys give a WeightsError")
 @pytest.mark.parametrize("content", [torch.zeros(3), {"conv_stem.weight": torch.zeros(1)}], ids=["tensor", "shape"])
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")

@@ -1,0 +1,259 @@
+"""Each job once, small, through Ray, on one shared local cluster; then faults, and what users get wrong."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from ssdd import cluster, config, data, pool, seeds, synthetic, training, voc
+from ssdd.crf import CRFParams
+from ssdd.session import Session
+from ssdd.tables import open_table
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.ray
+
+
+def _crop(stage):
+    return (f"--{stage}.augment.crop", "96", f"--{stage}.augment.resize", "96", "112")
+
+
+SMALL = [
+    *("--num-cpus", "2", "--part-size", "4", "--inference-batch", "4"),
+    *("--network.head-channels", "16", "--network.ddnet-channels", "16", "--static.size", "96"),
+    *("--seeds.classifier.epochs", "1", "--seeds.affinity.epochs", "1", "--seeds.cam-size", "96"),
+    *("--static.train.epochs", "1", "--dynamic.train.epochs", "2", "--dynamic.train.batch-size", "4"),
+    *("--seeds.cam-scales", "1", "--seeds.walk-steps", "4"),
+    *("--evaluate.size", "96", "--evaluate.scales", "1", "--evaluate.panels", "2"),
+    *_crop("seeds.classifier"),
+    *_crop("seeds.affinity"),
+    *_crop("static.train"),
+    *_crop("dynamic.train"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A small data set and a workspace that the tests of this module fill in their order; Ray ends with them."""
+    root = tmp_path_factory.mktemp("jobs")
+    folder = synthetic.generate(root / "data", train=10, val=4)
+    yield folder, root / "workspace"
+    ray.shutdown()
+
+
+def run_job(name, *args):
+    """A script of ray_jobs/ in this process, so that all share one Ray."""
+    before = sys.argv
+    sys.argv = [name, *map(str, args)]
+    try:
+        runpy.run_path(str(ROOT / "ray_jobs" / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def artifacts(workspace):
+    return {p.name: p.stat().st_mtime_ns for p in (workspace / "artifacts").iterdir()}
+
+
+def test_seeds_job(places, capsys):
+    folder, workspace = places
+    run_job("seeds", *SMALL, "--data", folder, "--workspace", workspace)
+    out = capsys.readouterr().out
+    assert "train.knowledge" in out
+    assert "ETA" in out
+    assert "train.refined" not in out
+    assert not any(name.startswith("static") for name in artifacts(workspace))
+
+
+def test_static_job_reuses_the_seeds(places, capsys):
+    folder, workspace = places
+    before = artifacts(workspace)
+    run_job("static", *SMALL, "--data", folder, "--workspace", workspace)
+    assert "[seeds] unchanged" in capsys.readouterr().out
+    after = artifacts(workspace)
+    assert before.items() <= after.items()
+    assert any(name.startswith("refined") for name in set(after) - set(before))
+    assert (workspace / "figures" / "refinement.png").is_file()
+
+
+def test_dynamic_job_ends_with_the_table(places, capsys):
+    folder, workspace = places
+    run_job("dynamic", *SMALL, "--data", folder, "--workspace", workspace)
+    metrics = json.loads((workspace / "metrics.json").read_text())
+    names = {"train.knowledge", "train.advice", "train.refined", "val.baseline", "val.dynamic", "val.dynamic_crf"}
+    assert names <= set(metrics)
+    assert all(0 <= metrics[name] <= 100 for name in names)
+    assert set(metrics["per_class"]["val.dynamic"]) == {"background", *synthetic.CLASSES}
+    assert all(name in capsys.readouterr().out for name in names)
+    assert not list((workspace / "runs").iterdir()), "finished trainings leave no checkpoints"
+
+
+def test_the_same_command_runs_nothing_again(places, capsys):
+    folder, workspace = places
+    before = artifacts(workspace)
+    run_job("dynamic", *SMALL, "--data", folder, "--workspace", workspace)
+    assert artifacts(workspace) == before
+    assert "starts" not in capsys.readouterr().out
+
+
+def test_a_changed_bias_refines_again_without_training_again(places):
+    folder, workspace = places
+    before = artifacts(workspace)
+    run_job("static", *SMALL, "--static.bias.bias", "0.3", "--data", folder, "--workspace", workspace)
+    (new,) = set(artifacts(workspace)) - set(before)
+    assert new.startswith("refined-")
+
+
+def test_evaluate_job_scores_another_folder(places, tmp_path):
+    _, workspace = places
+    other = synthetic.generate(tmp_path / "other", train=1, val=3, seed=7)
+    before = json.loads((workspace / "metrics.json").read_text())
+    run_job("evaluate", "--workspace", workspace, "--data", other, "--split", "val")
+    scores = json.loads((workspace / "metrics-other-val.json").read_text())
+    assert 0 <= scores["val.dynamic"] <= 100
+    assert json.loads((workspace / "metrics.json").read_text()) == before
+
+
+def test_evaluate_refuses_other_classes(places, tmp_path, capsys):
+    _, workspace = places
+    other = synthetic.generate(tmp_path / "other", train=1, val=3, seed=7)
+    (other / "classes.txt").write_text("\n".join(reversed(synthetic.CLASSES)))
+    with pytest.raises(SystemExit, match="classes"):
+        run_job("evaluate", "--workspace", workspace, "--data", other, "--split", "val")
+
+
+def test_tables_hold_what_they_promise(places):
+    _, workspace = places
+    images, made, refined = (
+        {row["image_id"]: row for row in open_table(next((workspace / "artifacts").glob(f"{name}-*")))}
+        for name in ("images-train", "seeds", "refined")
+    )
+    for image_id, row in images.items():
+        height, width = voc.read_image(row["image"]).shape[:2]
+        allowed = {0, *row["presence"]}
+        for mask in (made[image_id]["knowledge"], made[image_id]["advice"], refined[image_id]["refined"]):
+            values = voc.read_mask(mask)
+            assert values.shape == (height, width)
+            assert set(np.unique(values)) <= allowed
+        knowledge, advice = (voc.read_mask(made[image_id][name]) for name in ("knowledge", "advice"))
+        out = voc.read_mask(refined[image_id]["refined"])
+        assert ((out == knowledge) | (out == advice)).all(), "eq. 4 takes each pixel from one of the two masks"
+
+
+def test_mlflow_has_configuration_metrics_over_time_and_pictures(places):
+    import mlflow
+
+    _, workspace = places
+    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "ssdd-mini"]
+    runs = client.search_runs([experiment.experiment_id], order_by=["start_time"])
+    run = next(r for r in runs if r.data.tags["job"] == "dynamic" and "dynamic.loss.main" in r.data.metrics)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["dynamic.train.epochs"] == "2"
+    assert {"val.dynamic", "train.refined", "dynamic.lr", "dynamic.loss.diff2"} <= set(run.data.metrics)
+    assert client.get_metric_history(run.info.run_id, "dynamic.loss.main")[-1].step == 2 * (10 // 4)
+    assert {"refinement.png", "predictions-val.png"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+@dataclass(frozen=True)
+class FailingTask(seeds.ClassifierTask):
+    """Fails in its second epoch for as long as a file is not there."""
+
+    cure: Path = Path()
+
+    def losses(self, net, batch):
+        object.__setattr__(self, "steps", getattr(self, "steps", 0) + 1)
+        if self.steps == 4 and not self.cure.exists():
+            raise RuntimeError("a fault in the second epoch")
+        return super().losses(net, batch)
+
+
+def test_an_interrupted_training_goes_on_from_its_last_epoch(places, tmp_path, capsys):
+    folder, workspace = places
+    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
+    train = replace(small.seeds.classifier, epochs=3, batch_size=5)
+    images = open_table(next((workspace / "artifacts").glob("images-train-*")))
+    pretrained = next((workspace / "artifacts").glob("backbone-*"))
+    task = FailingTask(small.network, train, 1 + len(synthetic.CLASSES), pretrained, tmp_path / "cure")
+    with Session(small, "fault") as session:
+        with pytest.raises(ray.train.TrainingFailedError, match="a fault in the second epoch"):
+            training.run(session, "failing", {"a": 1}, task, [images])
+        assert not any(name.startswith("failing") for name in artifacts(workspace))
+        task.cure.touch()
+        artifact = training.run(session, "failing", {"a": 1}, task, [images])
+    assert "goes on after epoch 1 of 3" in capsys.readouterr().out
+    state = torch.load(artifact.path / training.MODEL, weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state.values())
+
+
+def test_every_epoch_has_every_image_once(places):
+    folder, workspace = places
+    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
+    images = open_table(next((workspace / "artifacts").glob("images-train-*")))
+    sampling = data.Sampling((), None, config.AugmentConfig(32, (32, 40)), 1 + len(synthetic.CLASSES))
+    plan = cluster.connect(small)
+
+    def epochs(seed):
+        stream = data.samples([images], sampling, range(2), seed, plan)
+        return np.concatenate([b["image"] for b in stream.iter_batches(batch_size=None, batch_format="numpy")])
+
+    first = epochs(0)
+    assert first.shape == (2 * 10, 3, 32, 32)
+
+    def unordered(samples):
+        return sorted(s.tobytes() for s in samples)
+
+    assert unordered(first) == unordered(epochs(0))
+    assert unordered(first) != unordered(epochs(1))
+    assert len({s.tobytes() for s in first}) == 20, "the second epoch is augmented anew"
+
+
+def test_crf_pool_agrees_with_the_plain_function_and_survives_a_lost_actor(places):
+    folder, workspace = places
+    plan = cluster.connect(config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)]))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (5, 24, 24, 3), dtype=np.uint8)
+    probs = [rng.dirichlet(np.ones(2 + i % 2), (24, 24)).transpose(2, 0, 1).astype(np.float16) for i in range(5)]
+    labels = [np.array([0, 3, 5][: len(p)], np.uint8) for p in probs]
+    params = CRFParams(iterations=3)
+    expected = pool.refine(images, probs, labels, params)
+    actors = pool.CRFPool(plan.crf_actors, plan.unit)
+    np.testing.assert_array_equal(actors(images, probs, labels, params), expected)
+    ray.kill(actors.actors[0], no_restart=False)
+    np.testing.assert_array_equal(actors(images, probs, labels, params), expected)
+    actors.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--dynamic.train.epochs", "0"], "dynamic.train.epochs"),
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--workers", "9"], "--workers 9"),
+        (["--gpus", "True"], "--gpus"),
+        (["--network.backbone.name", "resnet38"], "resnet38"),
+    ],
+)
+def test_a_users_mistake_ends_with_one_message(places, tmp_path, args, message):
+    folder, _ = places
+    rest = [] if "--data" in args else ["--data", folder]
+    with pytest.raises(SystemExit) as error:
+        run_job("seeds", *SMALL, *rest, "--workspace", tmp_path / "w", *args)
+    assert message in str(error.value)
+
+
+def test_a_relative_workspace_is_refused_in_a_submitted_job(tmp_path):
+    env = {**os.environ, "RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    command = [sys.executable, "ray_jobs/seeds.py", "--workspace", "here"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "--workspace here" in done.stderr
+    assert "absolute" in done.stderr
