@@ -11,7 +11,6 @@ import ray.data
 
 from ssdd.config import Config
 
-
 # Of processes that run networks on CPUs. Threads must not spin while they wait: beside other processes that costs half
 # the speed on 2 cores. And freed memory must be kept: giving it back at every step and faulting it in again costs a
 # quarter (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).

@@ -54,8 +54,8 @@ def presence_labels(row: Row) -> np.ndarray:
     return np.array([0, *row["presence"]], np.uint8)
 
 
-def segment(models: tuple[str, ...], crf: CRFParams, rows: list[Row]) -> list[Row]:
-    """Test-time masks of each model at the image's size, without and with CRF over all classes."""
+def segment(models: tuple[str, ...], crf: CRFParams, min_probability: float, rows: list[Row]) -> list[Row]:
+    """Test-time masks of each model at the image's size, without and with CRF over the labels that are probable."""
     out = []
     for row in rows:
         image = voc.read_image(row["image"])
@@ -63,6 +63,8 @@ def segment(models: tuple[str, ...], crf: CRFParams, rows: list[Row]) -> list[Ro
         for name in models:
             probs = maps.resize(maps.unpack(row[name]), image.shape[:2])
             masks[name] = voc.encode_mask(probs.argmax(0).astype(np.uint8))
-            masks[f"{name}_crf"] = voc.encode_mask(dense_crf(image, probs, crf).argmax(0).astype(np.uint8))
+            peak = probs.max((1, 2))
+            labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
+            masks[f"{name}_crf"] = voc.encode_mask(labels[dense_crf(image, probs[labels], crf).argmax(0)])
         out.append(masks)
     return out

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def score_models(
     recipe = {
         "images": test.artifact,
         "models": {name: path.name for name, path in models.items()},
-        "evaluate": {"size": config.evaluate.size, "scales": config.evaluate.scales, "mirror": config.evaluate.mirror},
+        "evaluate": replace(config.evaluate, panels=0),  # which does not change the masks
         "crf": config.crf,
     }
     infer = partial(
@@ -176,7 +176,7 @@ def score_models(
         [test.table],
         ["image"],
         partial(PredictStage, network, config.evaluate, len(classes), models),
-        partial(crf_rows.segment, tuple(models), config.crf),
+        partial(crf_rows.segment, tuple(models), config.crf, config.evaluate.min_probability),
         config.inference_batch,
         session.plan,
     )

@@ -12,11 +12,10 @@ class Tracker:
     """The MLflow run of one job. The store is MLFLOW_TRACKING_URI, else a SQLite file in the workspace."""
 
     def __init__(self, config: Config, job: str, workspace: Path, tags: dict[str, str] | None = None):
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        os.environ.setdefault("MLFLOW_ENABLE_ASYNC_LOGGING", "false")
-        import mlflow
+        import mlflow  # takes seconds, and only the driver needs it
 
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.mlflow = mlflow
         experiment = f"ssdd-{config.preset}"
         if not os.environ.get("MLFLOW_TRACKING_URI"):
