@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ssdd.config import Config
 # the speed on 2 cores. And freed memory must be kept: giving it back at every step and faulting it in again costs a
 # quarter (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).
 CPU_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
     "OMP_WAIT_POLICY": "PASSIVE",
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
@@ -113,8 +115,26 @@ def connect(config: Config) -> Plan:
         )
     quiet()
     resources = ray.cluster_resources()
+    _wait_until_free(resources.get("CPU", 0))
     nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-    return make_plan(resources.get("CPU", 0), resources.get("GPU", 0), max(1, nodes), config.workers, config.gpus)
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    plan = make_plan(cpus, gpus, max(1, nodes), config.workers, config.gpus)
+    trainings = (config.seeds.classifier, config.seeds.affinity, config.static.train, config.dynamic.train)
+    smallest = min(train.batch_size for train in trainings)
+    if plan.workers > smallest and config.workers is not None:
+        raise ResourceError(f"--workers {config.workers} is more than the smallest batch has images ({smallest})")
+    return plan if plan.workers <= smallest else make_plan(cpus, gpus, max(1, nodes), smallest, config.gpus)
+
+
+def _wait_until_free(cpus: float, patience: float = 45) -> None:
+    """Two jobs that each plan with the whole cluster would wait for each other for ever."""
+    deadline = time.monotonic() + patience
+    while (free := ray.available_resources().get("CPU", 0)) < cpus - 1e-3:
+        if time.monotonic() > deadline:
+            raise ResourceError(
+                f"other work holds {cpus - free:g} of the cluster's {cpus:g} CPUs; start this job when it has ended"
+            )
+        time.sleep(0.5)
 
 
 def quiet() -> None:

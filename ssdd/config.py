@@ -107,6 +107,8 @@ class SeedsConfig:
     radius: int = 5
     beta: float = 8
     walk_steps: int = 256
+    crf: CRFParams = CRFParams()
+    """The CRF of AffinityNet's labels; the one that makes advice is the top-level `crf`."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Config:
     seed: int = 0
     network: NetworkConfig = field(default_factory=NetworkConfig)
     crf: CRFParams = CRFParams()
-    """The full-size CRF: advice of the seeds, and test time."""
+    """The full-size CRF: advice, and test time."""
     part_size: int = 32
     """Images in one file of a stage table: the unit of reading and shuffling."""
     inference_batch: int = 8
@@ -270,6 +272,12 @@ def validate(config: Config) -> None:
         check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
         low, high = train.augment.resize
         check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
+        if not name.startswith("seeds"):
+            check(
+                low >= train.augment.crop, f"{name}.augment.resize", "must not be below the crop: masks have no padding"
+            )
+        hue = train.augment.jitter[3]
+        check(min(train.augment.jitter) >= 0 and hue <= 0.5, f"{name}.augment.jitter", "must be >= 0, the hue <= 0.5")
     stride = config.network.backbone.output_stride
     check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
     # Reflection padding must be smaller than the map that it pads.

@@ -83,7 +83,9 @@ def _read_samples(joined: list[Table], sampling: Sampling, seed: int, item: tupl
     epoch, part = item
     transform = transforms.augmentation(sampling.augment)
     columns: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "presence", *sampling.masks)}
-    for i, row in enumerate(tables.read_joined(joined, part, ["image", "presence", *sampling.masks])):
+    rows = tables.read_joined(joined, part, ["image", "presence", *sampling.masks])
+    for i in np.random.default_rng([seed, epoch, part]).permutation(len(rows)):
+        row = rows[i]
         image = voc.read_image(row["image"])
         masks = [voc.read_mask(row[name]) for name in sampling.masks]
         own_seed = int(np.random.default_rng([seed, epoch, part, i]).integers(2**31))

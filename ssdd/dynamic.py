@@ -15,7 +15,7 @@ from ssdd.data import Sampling
 from ssdd.networks import DynamicNet, SegmentationNet
 from ssdd.pool import CRFPool
 from ssdd.session import Session
-from ssdd.static import Refined, module
+from ssdd.static import Refined, difference_losses, module
 from ssdd.store import Artifact
 
 
@@ -64,17 +64,18 @@ def run(session: Session) -> Models:
 def run_dynamic(session: Session, refined: Refined) -> Artifact:
     """Train with both SSDD modules; every iteration's CRF runs on a pool of Ray CPU actors."""
     config, seeds = session.config, refined.seeds
-    pool = CRFPool(session.plan.crf_actors, session.plan.unit)
+    start = start_of(session, refined)
+    recipe = {
+        "refined": refined.artifact,
+        "start": start.artifact,
+        "network": config.network,
+        "dynamic": config.dynamic,
+        "seed": config.seed,
+    }
+    needed = 0 if session.has("dynamic", recipe) else min(session.plan.crf_actors, config.dynamic.train.batch_size)
+    pool = CRFPool(needed, session.plan.unit)
     try:
-        start = start_of(session, refined)
         task = DynamicTask(config.network, config.dynamic, len(seeds.images.classes), start, pool)
-        recipe = {
-            "refined": refined.artifact,
-            "start": start.artifact,
-            "network": config.network,
-            "dynamic": config.dynamic,
-            "seed": config.seed,
-        }
         return training.run(session, "dynamic", recipe, task, [seeds.images.table, refined.table])
     finally:
         pool.close()
@@ -103,7 +104,7 @@ class FixedTask:
     network: NetworkConfig
     train: TrainConfig
     classes: int
-    start: "Start"
+    start: Start
     column: str
 
     @property
@@ -127,7 +128,7 @@ class DynamicTask:
     network: NetworkConfig
     dynamic: DynamicConfig
     classes: int
-    start: "Start"
+    start: Start
     crf: BatchCRF
 
     @property
@@ -179,15 +180,12 @@ class DynamicTask:
         if config.target == "d2":
             target, d_target = refined2, net.ddnet2(shared2, refined2)
         halfway = refine.presence_argmax(sub_logits.detach(), presence)  # m^sub
-        keep = ~refine.bad_samples(vanished)
-        diff1 = refine.difference(knowledge, advice)
-        everything = torch.ones_like(keep)
+        everything = torch.ones(len(seed), dtype=torch.bool, device=seed.device)
         return {
             "main": losses.segmentation_loss(logits, refined2),  # eq. 11
             "sub": config.alpha * losses.segmentation_loss(sub_logits, seed)
             + (1 - config.alpha) * losses.segmentation_loss(sub_logits, target),  # eq. 14
-            "diff1": losses.difference_loss(d_knowledge, diff1, keep)
-            + losses.difference_loss(d_advice, diff1, keep),  # eq. 12
+            "diff1": difference_losses(d_knowledge, d_advice, refine.difference(knowledge, advice), vanished),  # eq. 12
             "diff2": losses.difference_loss(d_seed, refine.difference(seed, halfway), everything)
             + losses.difference_loss(d_target, refine.difference(halfway, target), everything),  # eq. 13
         }

@@ -103,17 +103,15 @@ def score_refined(session: Session, refined: Refined) -> Scores:
 
 def run(session: Session) -> Scores:
     """Everything: trains what is missing, then scores it; writes `metrics.json` and the pictures."""
+    test = open_split(session)  # first, so that what is wrong with it shows before anything is trained
     models = dynamic.run(session)
-    train = models.refined.seeds.images
-    remember(session, models)
     scores = score_refined(session, models.refined)
-    if session.config.split in available_splits(session):
-        test = images.run(session, session.config.split, need_labels=False)
+    if test is not None:
         folders = {"baseline": models.baseline.path, "dynamic": models.dynamic.path}
-        scores |= score_models(session, test, folders, session.config.network, train.classes)
-    else:
-        session.console.line(f"no image list {session.config.split!r}: the models are not scored")
+        classes = models.refined.seeds.images.classes
+        scores |= score_models(session, test, folders, session.config.network, classes)
     write_scores(session.workspace / "metrics.json", scores)
+    remember(session, models)
     return scores
 
 
@@ -130,10 +128,10 @@ def rescore(session: Session) -> Scores:
     test = images.run(session, session.config.split, need_labels=False)
     models = {name: session.workspace / folder for name, folder in trained.models.items()}
     scores = score_models(session, test, models, own.network, trained.classes)
-    if (session.config.data, session.config.split) == (own.data, own.split):
+    if (images.data_path(session.config), session.config.split) == (own.data, own.split):
         path = session.workspace / "metrics.json"
-        earlier = json.loads(path.read_text())
-        per_class = earlier.pop("per_class")
+        earlier = json.loads(path.read_text()) if path.exists() else {}
+        per_class = earlier.pop("per_class", {})
         write_scores(path, Scores(earlier, per_class) | scores)
     else:
         write_scores(
@@ -142,9 +140,13 @@ def rescore(session: Session) -> Scores:
     return scores
 
 
-def available_splits(session: Session) -> list[str]:
-    """Names of the data set's image lists."""
-    return [p.stem for p in (images.open_data(session).root / "ImageSets" / "Segmentation").glob("*.txt")]
+def open_split(session: Session) -> Images | None:
+    """The images to score on; None where the data has no `val` list and no other was asked for."""
+    split = session.config.split
+    if split == "val" and not (images.open_data(session).root / "ImageSets" / "Segmentation" / "val.txt").exists():
+        session.console.line("the data has no image list `val`: the models will not be scored")
+        return None
+    return images.run(session, split, need_labels=False)
 
 
 def score_models(
@@ -217,7 +219,7 @@ class PredictStage:
 def remember(session: Session, models: Models) -> None:
     """Write `trained.json`."""
     record = Trained(
-        to_dict(session.config),
+        to_dict(replace(session.config, data=images.data_path(session.config))),
         models.refined.seeds.images.classes,
         {
             name: str(artifact.path.relative_to(session.workspace))
@@ -228,14 +230,17 @@ def remember(session: Session, models: Models) -> None:
 
 
 def recall(workspace: Path) -> Trained | None:
-    """The workspace's `trained.json`, or None where nothing was trained to the end."""
+    """The workspace's `trained.json`, or None where nothing was trained to the end.
+
+    Its configuration is without what belonged to the machine of the training.
+    """
     path = workspace / TRAINED
     if not path.is_file():
         return None
     record = json.loads(path.read_text())
     try:
-        from_dict(record["config"])
-        return Trained(record["config"], tuple(record["classes"]), record["models"])
+        config = replace(from_dict(record["config"]), num_cpus=None, workers=None, gpus=None)
+        return Trained(to_dict(config), tuple(record["classes"]), record["models"])
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{path} was written by another version ({error}); run ray_jobs/dynamic.py again") from error
 

@@ -66,7 +66,7 @@ def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...]) -> Fig
     figure = Figure(figsize=(1.9 * len(panels), 1.6 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), len(panels), squeeze=False)
     shown: set[int] = set()
-    for line, row in zip(axes, rows, strict=True):
+    for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
         height, width = _image(row).shape[:2]
         for axis, (title, draw) in zip(line, panels, strict=True):
             axis.set(xticks=[], yticks=[])
@@ -74,7 +74,7 @@ def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...]) -> Fig
             if picture is not None:
                 # Difference maps have the network's square shape: stretched to the image's.
                 axis.imshow(picture, cmap="inferno", vmin=0, vmax=1, extent=(0, width, height, 0))
-            if line is axes[0]:
+            if number == 0:
                 axis.set_title(title, fontsize=9)
         line[0].set_ylabel(row["image_id"], fontsize=6)
         for column in ("truth", *(c for c in row if c in ("refined", "dynamic"))):

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ssdd import synthetic, voc
+from ssdd.config import Config, ConfigError
 from ssdd.session import Session, resolve
 from ssdd.store import Artifact
 from ssdd.tables import Row, Table, cut
@@ -33,9 +36,18 @@ class Images:
 
 def open_data(session: Session) -> VOCFolder:
     """The folder that the configuration names, or the embedded data set, drawn into the workspace."""
-    if session.config.data is None:
+    path = data_path(session.config)
+    if path is not None:
+        return voc.open_folder(path)
+    try:
         return voc.open_folder(synthetic.generate(session.workspace / "embedded"))
-    return voc.open_folder(resolve(session.config.data, default="data", flag="--data"))
+    except FileExistsError as error:
+        raise ConfigError(f"{error}; delete that folder, it will be drawn again") from error
+
+
+def data_path(config: Config) -> Path | None:
+    """The folder that the configuration names, absolute; None for the embedded data set."""
+    return None if config.data is None else resolve(config.data, default="data", flag="--data")
 
 
 def run(session: Session, split: str, need_labels: bool = True) -> Images:
@@ -61,6 +73,8 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
                 "truth": record.mask_path.read_bytes() if record.mask_path else None,
             }
 
-    parts = cut(voc.read_split(folder, split), session.config.part_size)
+    # In random order: what users number by class must not come class by class.
+    ids = voc.read_split(folder, split)
+    parts = cut([ids[i] for i in np.random.default_rng(0).permutation(len(ids))], session.config.part_size)
     table, artifact = session.build_table(f"images-{split}", recipe, parts, SCHEMA, rows)
     return Images(table, artifact, folder.classes)

@@ -1,5 +1,7 @@
 """A pool of Ray CPU actors that compute the CRF of every training iteration (sec. 4.2)."""
 
+import random
+
 import numpy as np
 import ray
 
@@ -44,10 +46,12 @@ class CRFPool:
         self, images: np.ndarray, probs: list[np.ndarray], labels: list[np.ndarray], params: CRFParams
     ) -> list[np.ndarray]:
         n = len(self.actors)
+        first = random.randrange(n)  # several workers share the pool
+        actors = self.actors[first:] + self.actors[:first]
         shares = [range(k, len(images), n) for k in range(min(n, len(images)))]
         futures = [
             actor.refine.remote(images[share.start :: n], [probs[i] for i in share], [labels[i] for i in share], params)
-            for actor, share in zip(self.actors, shares, strict=False)
+            for actor, share in zip(actors, shares, strict=False)
         ]
         masks: list[np.ndarray] = [np.empty(0)] * len(images)
         for share, result in zip(shares, ray.get(futures), strict=True):

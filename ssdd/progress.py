@@ -1,5 +1,6 @@
 """Progress of workers, seen on the driver: a mailbox actor, and a thread there that empties it."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -66,7 +67,10 @@ class _Listener:
 
     def _empty(self) -> None:
         for event in ray.get(self.actor.take.remote()):
-            self.handle(event)
+            try:
+                self.handle(event)
+            except Exception as error:  # a tracking server that is away must not end the training
+                print(f"progress could not be recorded: {error}", file=sys.stderr, flush=True)
 
 
 class Console:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,14 +63,14 @@ def run(session: Session) -> Seeds:
         "size": config.seeds.cam_size,
         "scales": config.seeds.cam_scales,
         "alpha": (config.seeds.alpha_low, config.seeds.alpha_high),
-        "crf": config.crf,
+        "crf": config.seeds.crf,
     }
     infer = partial(
         data.infer,
         [train.table],
         ["image", "presence"],
         partial(CamStage, config.network, config.seeds, classes, classifier.path),
-        partial(crf_rows.affinity_labels, config.seeds.alpha_low, config.seeds.alpha_high, config.crf),
+        partial(crf_rows.affinity_labels, config.seeds.alpha_low, config.seeds.alpha_high, config.seeds.crf),
         config.inference_batch,
         session.plan,
     )
@@ -104,9 +105,11 @@ def run(session: Session) -> Seeds:
 def run_backbone(session: Session) -> Artifact:
     """ImageNet weights as an artifact, fetched once, on the driver."""
     config = session.config.network.backbone
-    recipe = {"backbone": config}
+    recipe: dict[str, Any] = {"backbone": config}
+    if config.weights == "random":
+        recipe["seed"] = session.config.seed
     if Path(config.weights).is_file():
-        recipe["file"] = (Path(config.weights).stat().st_size, Path(config.weights).stat().st_mtime_ns)  # type: ignore[assignment]
+        recipe["file"] = (Path(config.weights).stat().st_size, Path(config.weights).stat().st_mtime_ns)
 
     def make(folder: Path) -> None:
         torch.manual_seed(session.config.seed)

@@ -37,6 +37,10 @@ class Session(AbstractContextManager):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.tracker.close(failed=error is not None)
 
+    def has(self, name: str, recipe: dict[str, Any]) -> bool:
+        """Whether `build` would find the artifact."""
+        return self.store.identify(name, recipe).path.is_dir()
+
     def build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
         """`Store.build`, with a line on the terminal that says whether anything ran."""
         ran = False

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssdd import data, losses, maps, refine, seeds, training, transforms, voc
 from ssdd.config import BiasConfig, NetworkConfig, StaticConfig, TrainConfig
 from ssdd.data import Sampling
-from ssdd.networks import DDNet, StaticNet
+from ssdd.networks import StaticNet
 from ssdd.seeds import Seeds
 from ssdd.session import Session
 from ssdd.store import Artifact
@@ -99,26 +99,26 @@ class StaticTask:
         knowledge, advice = batch["knowledge"].long(), batch["advice"].long()
         features = net.backbone(batch["image"])
         logits, high = net.main(features.high)
+        shared = net.ddnet.features(features.low, high)
         vanished = refine.vanished(knowledge, advice, batch["presence"], self.static.bias.vanish_ratio)
         return {
             "base": losses.segmentation_loss(logits, knowledge),  # eq. 7
-            "diff0": difference_losses(net.ddnet, net.ddnet.features(features.low, high), knowledge, advice, vanished),
+            "diff0": difference_losses(
+                net.ddnet(shared, knowledge), net.ddnet(shared, advice), refine.difference(knowledge, advice), vanished
+            ),
         }
 
 
-def difference_losses(ddnet: DDNet, features: Tensor, knowledge: Tensor, advice: Tensor, vanished: Tensor) -> Tensor:
+def difference_losses(d_knowledge: Tensor, d_advice: Tensor, difference: Tensor, vanished: Tensor) -> Tensor:
     """L_diff of one module (eqs. 2, 6, 12): both masks of the pair predict their difference.
 
     Args:
-        ddnet, features: the network and its shared features, see `DDNet`.
-        knowledge, advice: masks (N, h, w).
+        d_knowledge, d_advice: DD-Net's logits (N, h, w).
+        difference: bool (N, h, w).
         vanished: bool (N, C); images with a vanished class are left out.
     """
     keep = ~refine.bad_samples(vanished)
-    different = refine.difference(knowledge, advice)
-    return losses.difference_loss(ddnet(features, knowledge), different, keep) + losses.difference_loss(
-        ddnet(features, advice), different, keep
-    )
+    return losses.difference_loss(d_knowledge, difference, keep) + losses.difference_loss(d_advice, difference, keep)
 
 
 def module(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = "recipe.json"
+FORMAT = 1  # raise it whenever the same recipe would now give something else
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Store:
 
     def identify(self, name: str, recipe: dict[str, Any]) -> Artifact:
         """The artifact that `build` would give, whether it is there or not."""
-        key = hashlib.sha256(f"{name}\n{_canonical(recipe)}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{FORMAT} {name}\n{_canonical(recipe)}".encode()).hexdigest()[:12]
         return Artifact(name, key, self.root / f"{name}-{key}")
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from ssdd.config import Config, flatten, to_dict
 class Tracker:
     """The MLflow run of one job. The store is MLFLOW_TRACKING_URI, else a SQLite file in the workspace."""
 
-    def __init__(self, config: Config, job: str, workspace: Path, tags: dict[str, str] | None = None):
+    def __init__(self, config: Config, job: str, workspace: Path):
         import mlflow  # takes seconds, and only the driver needs it
 
         for name in ("alembic", "mlflow.store.db.utils"):
@@ -23,7 +23,7 @@ class Tracker:
             if mlflow.get_experiment_by_name(experiment) is None:
                 mlflow.create_experiment(experiment, artifact_location=(workspace / "mlartifacts").as_uri())
         mlflow.set_experiment(experiment)
-        self.run = mlflow.start_run(run_name=job, tags={"job": job, "preset": config.preset, **(tags or {})})
+        self.run = mlflow.start_run(run_name=job, tags={"job": job, "preset": config.preset})
         parameters = flatten(to_dict(config))
         mlflow.log_params({name: value for name, value in parameters.items() if value is not None})
         mlflow.log_dict(to_dict(config), "config.json")

@@ -5,6 +5,7 @@ optimizer, and reports a checkpoint to Ray Train after every epoch. A training t
 last whole checkpoint.
 """
 
+import contextlib
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import ray.train
 import ray.train.torch
 import torch
@@ -31,6 +33,7 @@ from ssdd.store import Artifact
 from ssdd.tables import Table
 
 MODEL = "model.pt"
+STATE = "state.pt"
 LOG_EVERY = 2.0  # seconds
 Batch = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
@@ -106,7 +109,9 @@ def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined:
         joined: tables with the columns that the task samples.
     """
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
-    return session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
+    artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
+    shutil.rmtree(runs, ignore_errors=True)
+    return artifact
 
 
 def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table], folder: Path) -> None:
@@ -143,9 +148,8 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
             trainer.fit()
     _, final = _last_checkpoint(runs)
     assert final is not None, f"{name}: the training ended without a checkpoint"
-    state = torch.load(final / "state.pt", map_location="cpu", weights_only=True)
+    state = torch.load(final / STATE, map_location="cpu", weights_only=True)
     torch.save(state["net"], folder / MODEL)
-    shutil.rmtree(runs)
 
 
 def load(net: Net, path: Path) -> Net:
@@ -175,7 +179,13 @@ def _ordered() -> ExecutionOptions:
 
 def _last_checkpoint(runs: Path) -> tuple[int, Path | None]:
     """Epochs done and folder of the furthest whole checkpoint; 0 and None where there is none."""
-    found = [(json.loads(meta.read_text())["epoch"], meta.parent) for meta in runs.glob("*/*/meta.json")]
+    found: list[tuple[int, Path]] = []
+    for path in runs.glob("*/*/meta.json"):
+        # Ray copies a checkpoint's files in any order, so that a cut-off copy may have this one already.
+        with contextlib.suppress(ValueError, OSError):
+            meta = json.loads(path.read_text())
+            if (path.parent / STATE).stat().st_size == meta["bytes"]:
+                found.append((meta["epoch"], path.parent))
     return max(found, default=(0, None))
 
 
@@ -192,10 +202,11 @@ def _train(config: dict[str, Any]) -> None:
     net = task.build().to(where)
     optimizer = optimizer_for(net, train)
     if loop.resume is not None:
-        state = torch.load(loop.resume / "state.pt", map_location=where, weights_only=True)
+        state = torch.load(loop.resume / STATE, map_location=where, weights_only=True)
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         del state
+    torch.manual_seed(int(np.random.default_rng([loop.seed, loop.first_epoch, rank]).integers(2**31)))  # dropout's
     model = ray.train.torch.prepare_model(_Losses(task, net).train())
 
     local_batch = max(1, min(train.batch_size, loop.images) // workers)
@@ -230,13 +241,14 @@ def _train(config: dict[str, Any]) -> None:
 
 
 def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
-    """A checkpoint to Ray Train; meta.json comes last, so that a cut-off one is not taken for whole."""
+    """A checkpoint to Ray Train."""
     if rank != 0:
         ray.train.report({"epoch": epoch})
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / "state.pt")
-        (Path(folder) / "meta.json").write_text(json.dumps({"epoch": epoch}))
+        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / STATE)
+        meta = {"epoch": epoch, "bytes": (Path(folder) / STATE).stat().st_size}
+        (Path(folder) / "meta.json").write_text(json.dumps(meta))
         ray.train.report({"epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
 
 

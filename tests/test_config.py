@@ -35,7 +35,7 @@ def test_the_default_preset_is_mini():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_flags_override_the_preset(preset):
     args = (
-        f"--preset {preset} --dynamic.train.epochs 21 --network.backbone.name resnet50 --static.train.augment.crop 320 "
+        f"--preset {preset} --dynamic.train.epochs 21 --network.backbone.name resnet50 --static.train.augment.crop 144 "
         "--static.bias.bias 0.2 --static.bias.no-presence --data some/folder --dynamic.target d2 --workers 3 "
         "--evaluate.scales 1.0 2.0 --dynamic.crf.bilateral-weight 4 --evaluate.no-mirror"
     )
@@ -43,7 +43,7 @@ def test_flags_override_the_preset(preset):
         PRESETS[preset](),
         dynamic__train__epochs=21,
         network__backbone__name="resnet50",
-        static__train__augment__crop=320,
+        static__train__augment__crop=144,
         static__bias__bias=0.2,
         static__bias__presence=False,
         data=Path("some/folder"),

@@ -131,12 +131,16 @@ def test_ddnet_of_the_paper_has_its_channels():
     assert facts == {(640, 256, 3), (21, 256, 1), (256, 1, 1)}
 
 
+def module_loss(ddnet, shared, knowledge, advice, vanished):
+    return difference_losses(ddnet(shared, knowledge), ddnet(shared, advice), knowledge != advice, vanished)
+
+
 def test_difference_losses_train_ddnet_and_nothing_else(static_net):
     features = static_net.backbone(images())
     _, high = static_net.main(features.high)
     assert high.requires_grad
     shared = static_net.ddnet.features(features.low, high)
-    loss = difference_losses(static_net.ddnet, shared, masks(), masks(), torch.zeros(2, CLASSES, dtype=torch.bool))
+    loss = module_loss(static_net.ddnet, shared, masks(), masks(), torch.zeros(2, CLASSES, dtype=torch.bool))
     loss.backward()
     assert loss > 0
     reached = {name for name, p in static_net.named_parameters() if p.grad is not None and p.grad.any()}
@@ -151,9 +155,9 @@ def test_difference_losses_of_bad_samples_are_zero(static_net):
     def loss(*bad: bool) -> float:
         vanished = torch.zeros(2, CLASSES, dtype=torch.bool)
         vanished[:, 1] = torch.tensor(bad)
-        return difference_losses(static_net.ddnet, shared, knowledge, advice, vanished).item()
+        return module_loss(static_net.ddnet, shared, knowledge, advice, vanished).item()
 
-    alone = difference_losses(
+    alone = module_loss(
         static_net.ddnet, shared[:1], knowledge[:1], advice[:1], torch.zeros(1, CLASSES, dtype=torch.bool)
     ).item()
     assert loss(True, True) == 0

@@ -1,0 +1,163 @@
+"""The dynamic step (sec. 4.2) on a small network, with the CRF in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssdd import losses, refine, training
+from ssdd.config import BackboneConfig, NetworkConfig, mini
+from ssdd.dynamic import DynamicTask, FixedTask, Start
+from ssdd.networks import DynamicNet, StaticNet
+from ssdd.store import Artifact
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES = 4
+NETWORK = NetworkConfig(BackboneConfig("tf_efficientnet_lite0", 16, "random"), 16, 2, 4, 8)
+SIZE = NETWORK.mask_size(64)
+
+
+def keep_everything(images, probs, labels, params):
+    """A CRF that changes nothing."""
+    return [label[prob.argmax(0)] for prob, label in zip(probs, labels, strict=True)]
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    presence = torch.tensor([[True, True, False, True], [True, False, True, False]])
+    seed = torch.from_numpy(rng.integers(0, 2, (2, SIZE, SIZE)))
+    return {
+        "image": torch.from_numpy(rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8)),
+        "presence": presence,
+        "refined": torch.stack([seed[0] * 3, seed[1] * 2]).byte(),
+    }
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return DynamicNet(NETWORK, CLASSES).train()
+
+
+def task(crf=keep_everything, **changes):
+    return DynamicTask(NETWORK, replace(mini().dynamic, **changes), CLASSES, Start("classifier", None), crf)
+
+
+def test_a_step_has_the_four_losses_of_eq_15_and_trains_everything(net):
+    out = task().losses(net, batch())
+    assert list(out) == ["main", "sub", "diff1", "diff2"]
+    assert all(torch.isfinite(v) for v in out.values())
+    sum(out.values()).backward()
+    for part in ("backbone", "main", "sub", "ddnet2"):
+        assert any(p.grad is not None and p.grad.any() for p in net.get_submodule(part).parameters()), part
+
+
+def test_the_crf_gets_present_labels_only_and_its_mask_is_the_advice(net):
+    seen = {}
+
+    def crf(images, probs, labels, params):
+        seen.update(images=images, probs=probs, labels=labels, params=params)
+        return keep_everything(images, probs, labels, params)
+
+    task(crf).losses(net, batch())
+    assert seen["images"].shape == (2, SIZE, SIZE, 3)
+    assert seen["images"].dtype == np.uint8
+    assert [label.tolist() for label in seen["labels"]] == [[0, 1, 3], [0, 2]]
+    assert [prob.shape for prob in seen["probs"]] == [(3, SIZE, SIZE), (2, SIZE, SIZE)]
+    assert all(prob.dtype == np.float16 for prob in seen["probs"])
+    for prob in seen["probs"]:
+        np.testing.assert_allclose(prob.astype(float).sum(0), 1, atol=5e-3)
+    assert seen["params"].iterations == 3
+
+
+def test_main_learns_a_mask_of_present_classes_made_of_seed_and_network(net, monkeypatch):
+    masks = []
+    original = losses.segmentation_loss
+    monkeypatch.setattr(losses, "segmentation_loss", lambda logits, mask: masks.append(mask) or original(logits, mask))
+    data = batch()
+    task().losses(net, data)
+    refined2, seed, target = masks
+    torch.testing.assert_close(seed, data["refined"].long())
+    assert ((refined2 == seed) | (refined2 == target)).all(), "m^D2 takes each pixel from m^D0 or m^D1 (eq. 4)"
+    for mask, present in zip(refined2, data["presence"], strict=True):
+        assert present[mask.unique()].all()
+
+
+def test_alpha_weighs_seed_against_target(net):
+    data = batch()
+    net.eval()
+    whole, none, half = (task(alpha=a).losses(net, data)["sub"].item() for a in (1.0, 0.0, 0.5))
+    logits = net.sub(net.backbone(data["image"]).high)[0]
+    assert whole == pytest.approx(losses.segmentation_loss(logits, data["refined"]).item(), rel=1e-5)
+    assert half == pytest.approx((whole + none) / 2, rel=1e-5)
+
+
+def test_agreement_of_network_and_crf_leaves_only_agreeing_pixels(net):
+    net.eval()
+    data = batch()
+    logits = net(data["image"])
+    mask = refine.presence_argmax(logits, data["presence"])
+    gone = refine.vanished(mask, mask, data["presence"])
+    diff1 = task().losses(net, data)["diff1"].item()
+    assert np.isfinite(diff1)
+    assert (diff1 == 0) == bool(refine.bad_samples(gone).all())
+
+
+def test_the_published_target_is_an_option(net):
+    out = task(target="d2").losses(net, batch())
+    assert all(torch.isfinite(v) for v in out.values())
+
+
+def test_fixed_masks_are_the_baseline(net):
+    fixed = FixedTask(NETWORK, mini().dynamic.train, CLASSES, Start("classifier", None), "advice")
+    data = batch()
+    expected = losses.segmentation_loss(net.eval()(data["image"]), data["refined"])
+    torch.testing.assert_close(fixed.losses(net, {**data, "advice": data["refined"]})["main"], expected)
+
+
+def test_start_from_the_static_network(tmp_path):
+    torch.manual_seed(1)
+    static = StaticNet(NETWORK, CLASSES)
+    torch.save(static.state_dict(), tmp_path / training.MODEL)
+    artifact = Artifact("static", "x", tmp_path)
+    started = replace(task(), start=Start("static", artifact)).build()
+    for own, other in (("backbone", "backbone"), ("main", "main"), ("sub", "main"), ("ddnet2", "ddnet")):
+        for name, value in static.get_submodule(other).state_dict().items():
+            torch.testing.assert_close(started.get_submodule(own).state_dict()[name], value)
+    torch.manual_seed(2)
+    from_classifier = replace(task(), start=Start("classifier", artifact)).build()
+    assert not torch.equal(from_classifier.main.conv1.weight, static.main.conv1.weight)
+    torch.testing.assert_close(from_classifier.backbone.state_dict(), static.backbone.state_dict())
+
+
+def test_a_cut_off_checkpoint_is_not_taken_for_whole(tmp_path):
+    for epoch, size in ((1, 10), (2, 10)):
+        folder = tmp_path / "run" / f"checkpoint_{epoch}"
+        folder.mkdir(parents=True)
+        (folder / training.STATE).write_bytes(b"x" * size)
+        (folder / "meta.json").write_text(f'{{"epoch": {epoch}, "bytes": 10}}')
+    assert training._last_checkpoint(tmp_path)[0] == 2
+    (tmp_path / "run" / "checkpoint_2" / training.STATE).write_bytes(b"x" * 9)
+    assert training._last_checkpoint(tmp_path) == (1, tmp_path / "run" / "checkpoint_1")
+    (tmp_path / "run" / "checkpoint_1" / "meta.json").write_text('{"epoch"')
+    assert training._last_checkpoint(tmp_path) == (0, None)
+    assert training._last_checkpoint(Path("/nowhere")) == (0, None)
+
+
+def test_learning_rate_schedules():
+    cosine, poly = mini().dynamic.train, mini().seeds.classifier
+    assert training.lr_factor(cosine, 0) == 1
+    assert training.lr_factor(cosine, 1) == pytest.approx((1 + np.cos(np.pi / 1.2)) / 2), "the ramp is 1.2 x as long"
+    assert training.lr_factor(replace(poly, schedule="poly"), 0.5) == pytest.approx(0.5**0.9)
+
+
+def test_new_layers_learn_faster_and_frozen_ones_not_at_all(net):
+    optimizer = training.optimizer_for(net, mini().dynamic.train)
+    backbone, new = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    assert [group["scale"] for group in optimizer.param_groups] == [1.0, 10.0]
+    assert id(net.main.conv1.weight) in new
+    assert id(net.backbone.net.conv_stem.weight) in backbone
+    assert not {id(p) for p in net.parameters() if not p.requires_grad} & (backbone | new)
