@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,33 @@ class Tracker:
 
     def __init__(self, config: Config, job: str, workspace: Path):
         import mlflow  # takes seconds, and only the driver needs it
+        from mlflow.entities import Metric, Param
+        from mlflow.tracking.context import registry
+
+        self._metric = Metric
 
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self.mlflow = mlflow
         experiment = f"ssdd-{config.preset}"
-        if not os.environ.get("MLFLOW_TRACKING_URI"):
-            mlflow.set_tracking_uri(f"sqlite:///{workspace / 'mlflow.db'}")
-            if mlflow.get_experiment_by_name(experiment) is None:
-                mlflow.create_experiment(experiment, artifact_location=(workspace / "mlartifacts").as_uri())
-        mlflow.set_experiment(experiment)
-        self.run = mlflow.start_run(run_name=job, tags={"job": job, "preset": config.preset})
-        parameters = flatten(to_dict(config))
-        mlflow.log_params({name: value for name, value in parameters.items() if value is not None})
-        mlflow.log_dict(to_dict(config), "config.json")
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        # A client and a run id rather than mlflow's global store and active run, which belongs to one thread.
+        self.client = mlflow.MlflowClient(server or f"sqlite:///{workspace / 'mlflow.db'}")
+        artifacts = None if server else (workspace / "mlartifacts").as_uri()
+        found = self.client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
+        tags = {**registry.resolve_tags(), "job": job, "preset": config.preset}
+        self.run_id = self.client.create_run(experiment_id, run_name=job, tags=tags).info.run_id
+        params = [Param(k, str(v)) for k, v in flatten(to_dict(config)).items() if v is not None]
+        for start in range(0, len(params), 100):  # as many as a server takes at once
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+        self.client.log_dict(self.run_id, to_dict(config), "config.json")
 
-    def metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        self.mlflow.log_metrics(values, step=step)
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, [self._metric(name, value, now, step) for name, value in values.items()])
 
     def figure(self, figure: Any, name: str) -> None:
-        self.mlflow.log_figure(figure, f"{name}.png")
+        self.client.log_figure(self.run_id, figure, f"{name}.png")
 
     def close(self, failed: bool) -> None:
-        self.mlflow.end_run("FAILED" if failed else "FINISHED")
+        self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")

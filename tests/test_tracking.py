@@ -1,0 +1,48 @@
+"""One MLflow run for a job, also when its metrics come from another thread."""
+
+import threading
+from pathlib import Path
+
+import matplotlib.figure
+import pytest
+
+from ssdd.config import mini
+from ssdd.tracking import Tracker
+
+
+@pytest.fixture(params=["workspace", "MLFLOW_TRACKING_URI"])
+def tracker(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where mlflow puts artifacts of a store that says nothing else
+    if request.param == "workspace":
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    made = Tracker(mini(), "static", tmp_path)
+    assert (tmp_path / "mlflow.db").exists() == (request.param == "workspace")
+    return made
+
+
+def test_everything_is_in_one_run(tracker):
+    threads = [threading.Thread(target=tracker.metrics, args=({"static.lr": 0.1 * i}, i)) for i in (1, 2)]
+    for thread in threads:
+        thread.start()
+        thread.join()
+    tracker.metrics({"train.refined": 50.0})
+    tracker.figure(matplotlib.figure.Figure(), "refinement")
+    tracker.close(failed=False)
+
+    client = tracker.client
+    (experiment,) = [e for e in client.search_experiments() if e.name == "ssdd-mini"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == run.data.tags["job"] == "static"
+    assert run.data.metrics == {"static.lr": 0.2, "train.refined": 50.0}
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "static.lr")] == [1, 2]
+    assert run.data.params["dynamic.alpha"] == "0.5"
+    assert {"config.json", "refinement.png"} == {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert Path(experiment.artifact_location.removeprefix("file://")).name
+
+
+def test_a_failed_job_is_marked(tracker):
+    tracker.close(failed=True)
+    assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
