@@ -281,7 +281,10 @@ def _spread(
     else:
         chosen = [i for ids in joined[0].parts for i in ids][:wanted]
     everything = [c for t in joined for c in t.columns() if c != "image_id"]
-    found = {row["image_id"]: row for row in _rows(joined, everything) if row["image_id"] in set(chosen)}
+    wanted_ids = set(chosen)
+    parts = [k for k, ids in enumerate(joined[0].parts) if wanted_ids.intersection(ids)]  # the others stay unread
+    rows = (row for k in parts for row in read_joined(joined, k, everything))
+    found = {row["image_id"]: row for row in rows if row["image_id"] in wanted_ids}
     return [found[i] for i in chosen]
 
 
