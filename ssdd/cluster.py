@@ -3,12 +3,14 @@
 import logging
 import math
 import os
+import socket
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
+from ray._private.services import find_bootstrap_address  # the address that `ray start` left; there is no public way
 
 from ssdd.config import Config
 
@@ -107,7 +109,7 @@ def connect(config: Config) -> Plan:
         if config.num_cpus is not None and not os.environ.get("RAY_ADDRESS"):
             ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)
         else:
-            ray.init(**options)
+            ray.init(find_cluster(), **options)
     if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
         raise ResourceError(
             f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "
@@ -124,6 +126,31 @@ def connect(config: Config) -> Plan:
     if plan.workers > smallest and config.workers is not None:
         raise ResourceError(f"--workers {config.workers} is more than the smallest batch has images ({smallest})")
     return plan if plan.workers <= smallest else make_plan(cpus, gpus, max(1, nodes), smallest, config.gpus)
+
+
+def find_cluster() -> str:
+    """Address of the cluster that RAY_ADDRESS names, else of the one that was started here; `local` where none runs.
+
+    Ray itself would try for many minutes to reach a cluster that is gone, and a killed one leaves its address behind.
+
+    Raises:
+        ResourceError: nothing answers where RAY_ADDRESS says.
+    """
+    named = os.environ.get("RAY_ADDRESS")
+    if named == "local":
+        return named
+    address = (find_bootstrap_address(None) or "") if named in (None, "", "auto") else named
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        return address
+    except (OSError, ValueError) as error:
+        if named:
+            raise ResourceError(
+                f"RAY_ADDRESS={named}: no Ray cluster answers there ({error}); start it (`ray start --head`) or unset "
+                "RAY_ADDRESS for a local one"
+            ) from error
+        return "local"
 
 
 def _wait_until_free(cpus: float, patience: float = 45) -> None:

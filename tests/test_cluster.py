@@ -1,10 +1,13 @@
 """The split of a cluster's CPUs and GPUs."""
 
+import socket
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssdd.cluster import Plan, ResourceError, make_plan
+from ssdd import cluster
+from ssdd.cluster import Plan, ResourceError, find_cluster, make_plan
 
 
 def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
@@ -104,3 +107,55 @@ def test_gpus_can_be_left_unused():
 def test_impossible_requests_say_what_to_change(request_, message):
     with pytest.raises(ResourceError, match=message):
         make_plan(*request_)
+
+
+@pytest.fixture
+def listening():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def gone():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return f"127.0.0.1:{port}"
+
+
+def left_behind(monkeypatch, address):
+    monkeypatch.setattr(cluster, "find_bootstrap_address", lambda temp_dir: address)
+
+
+@pytest.mark.parametrize("named", [None, "", "auto"])
+def test_a_cluster_that_was_started_here_is_found(named, listening, monkeypatch):
+    left_behind(monkeypatch, listening)
+    monkeypatch.setenv("RAY_ADDRESS", named) if named is not None else monkeypatch.delenv("RAY_ADDRESS", False)
+    assert find_cluster() == listening
+
+
+def test_a_cluster_that_is_gone_does_not_stop_a_local_run(gone, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", False)
+    left_behind(monkeypatch, gone)
+    assert find_cluster() == "local"
+    left_behind(monkeypatch, None)
+    assert find_cluster() == "local"
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_ray_address_names_the_cluster(scheme, listening, gone, monkeypatch):
+    left_behind(monkeypatch, gone)
+    monkeypatch.setenv("RAY_ADDRESS", scheme + listening)
+    assert find_cluster() == scheme + listening
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert find_cluster() == "local"
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_where_nothing_answers_the_message_says_so(scheme, gone, listening, monkeypatch):
+    left_behind(monkeypatch, listening)
+    monkeypatch.setenv("RAY_ADDRESS", scheme + gone)
+    with pytest.raises(ResourceError, match=f"RAY_ADDRESS={scheme}{gone}: no Ray cluster answers there"):
+        find_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ResourceError, match="unset RAY_ADDRESS"):
+        find_cluster()
