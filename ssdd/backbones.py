@@ -70,6 +70,10 @@ class Backbone(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
+    def strides(self, images: Tensor) -> dict[int, Tensor]:
+        """The last features of each stride, from fine to coarse."""
+        raise NotImplementedError
+
 
 class TimmBackbone(Backbone):
     """Any timm model that supports `features_only`."""
@@ -86,6 +90,7 @@ class TimmBackbone(Backbone):
                 "see timm.list_models() and try the other output stride"
             ) from error
         channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr, operator]
+        self.reductions: list[int] = self.net.feature_info.reduction()  # type: ignore[union-attr, operator]
         self.output_stride = output_stride
         self.low_channels = channels[0]
         self.level_channels = (channels[-3], channels[-2], channels[-1])
@@ -95,6 +100,9 @@ class TimmBackbone(Backbone):
         # trainable normalisation: bring each image's level to unit scale.
         maps = [F.group_norm(level, 1) for level in self.net(self.normalise(images))]
         return Features(maps[0], (maps[-3], maps[-2], maps[-1]))
+
+    def strides(self, images: Tensor) -> dict[int, Tensor]:
+        return dict(zip(self.reductions, self.net(self.normalise(images)), strict=True))
 
 
 class _Residual(nn.Module):
@@ -166,17 +174,26 @@ class ResNet38(Backbone):
             self.add_module(f"b{index}_{i}", repeat())
 
     def forward(self, images: Tensor) -> Features:
+        x, activated = self._blocks(images)
+        # Stage 3's input, before the second halving, is the low level; stages 5 and 6 start from levels 1 and 2.
+        return Features(activated["b3"], (activated["b5"], activated["b6"], F.relu(self.bn7(x))))
+
+    def strides(self, images: Tensor) -> dict[int, Tensor]:
+        x, activated = self._blocks(images)
+        return {2: activated["b3"], 4: activated["b4"], 8: x}
+
+    def _blocks(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last block's output, and every block's activated input."""
         x = self.conv1a(self.normalise(images))
         activated = {}
         for name, block in self.named_children():
             if isinstance(block, _Residual | _Bottleneck):
                 x, activated[name] = block(x)
-        # Stage 3's input, before the second halving, is the low level; stages 5 and 6 start from levels 1 and 2.
-        return Features(activated["b3"], (activated["b5"], activated["b6"], F.relu(self.bn7(x))))
+        return x, activated
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The network with random weights; `load_weights` or a checkpoint fills it.
+    """The network with random weights, its early layers frozen; `load_weights` or a checkpoint fills it.
 
     Raises:
         ConfigError: unknown name or stride; the message names the field.
@@ -186,10 +203,28 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     if config.name == "resnet38":
         if config.output_stride != 8:
             raise ConfigError("backbone.output_stride: resnet38 has output stride 8")
-        return ResNet38()
+        backbone: Backbone = ResNet38()
+        _freeze_early(backbone, config)
+        return backbone
     if config.name not in timm.list_models():
         raise ConfigError(f"backbone.name={config.name!r} is neither resnet38 nor a timm model (timm.list_models())")
-    return TimmBackbone(config.name, config.output_stride)
+    backbone = TimmBackbone(config.name, config.output_stride)
+    _freeze_early(backbone, config)
+    return backbone
+
+
+def _freeze_early(backbone: Backbone, config: BackboneConfig) -> None:
+    """Take the layers down to `frozen_stride` out of training: those that its features are computed from."""
+    if config.weights == "random":
+        return
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=parameters[0].device)
+    early = [x.sum() for stride, x in backbone.strides(images).items() if stride <= config.frozen_stride]
+    if early:
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(early, parameters, allow_unused=True), strict=True
+        ):
+            parameter.requires_grad_(gradient is None)
 
 
 def load_weights(backbone: Backbone, config: BackboneConfig) -> str:

@@ -29,6 +29,9 @@ class BackboneConfig:
     """8 or 16: input pixels per pixel of the high-level features."""
     weights: str = "auto"
     """`auto` (timm's hub, else an installed weight package), `random`, or the path of a state dict."""
+    frozen_stride: int = 2
+    """Layers down to this stride keep their ImageNet weights (2 in PSA); 0: all are trained. With random weights all
+    are trained anyway."""
 
 
 @dataclass(frozen=True)
@@ -207,22 +210,29 @@ def mini() -> Config:
     alpha and the random walk's length belong to PSA's finer and better trained maps; here they are smaller.
     """
     augment = AugmentConfig(crop=160, resize=(160, 200))
-    backbone = dataclasses.replace(NetworkConfig().backbone, name="tf_efficientnet_lite0", output_stride=16)
+    backbone = dataclasses.replace(
+        NetworkConfig().backbone, name="tf_efficientnet_lite0", output_stride=16, frozen_stride=4
+    )
     return Config(
         preset="mini",
         network=NetworkConfig(backbone, head_channels=128, head_dilation=2, upsample=4, ddnet_channels=64),
         seeds=SeedsConfig(
-            classifier=TrainConfig(10, 16, 0.01, augment),
-            affinity=TrainConfig(3, 8, 0.03, augment),
-            cam_size=224,
-            cam_scales=(1.0, 1.5),
+            classifier=TrainConfig(8, 16, 0.01, augment),
+            affinity=TrainConfig(2, 8, 0.03, augment),
+            cam_size=256,
+            cam_scales=(1.0,),
             alpha_low=1,
             alpha_high=8,
             alpha_walk=4,
             walk_steps=32,
         ),
-        static=StaticConfig(TrainConfig(8, 8, 0.002, augment), size=160),
-        dynamic=DynamicConfig(TrainConfig(6, 8, 0.002, augment), init="static"),
+        static=StaticConfig(
+            # DD-Net learns fast enough for so few steps; fewer classes count as vanished, fewer images as bad.
+            TrainConfig(7, 8, 0.002, augment, new_layers_lr=30),
+            BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3),
+            size=160,
+        ),
+        dynamic=DynamicConfig(TrainConfig(5, 8, 0.002, augment), init="static"),
         evaluate=EvaluateConfig(size=160, scales=(1.0, 1.25), min_probability=0.05),
         part_size=16,
     )
@@ -269,6 +279,9 @@ def validate(config: Config) -> None:
         check(train.epochs >= 1, f"{name}.epochs", "must be at least 1")
         check(train.batch_size >= 1, f"{name}.batch-size", "must be at least 1")
         check(train.lr > 0, f"{name}.lr", "must be positive")
+        check(train.new_layers_lr > 0, f"{name}.new-layers-lr", "must be positive")
+        check(0 <= train.momentum < 1, f"{name}.momentum", "must lie in 0..1, below 1")
+        check(train.weight_decay >= 0, f"{name}.weight-decay", "must not be negative")
         check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
         low, high = train.augment.resize
         check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
@@ -278,7 +291,14 @@ def validate(config: Config) -> None:
             )
         hue = train.augment.jitter[3]
         check(min(train.augment.jitter) >= 0 and hue <= 0.5, f"{name}.augment.jitter", "must be >= 0, the hue <= 0.5")
+    for name, crf in (("crf", config.crf), ("seeds.crf", config.seeds.crf), ("dynamic.crf", config.dynamic.crf)):
+        check(crf.iterations >= 1, f"{name}.iterations", "must be at least 1")
+        for kernel in ("gaussian_weight", "bilateral_weight"):
+            check(getattr(crf, kernel) >= 0, f"{name}.{kernel.replace('_', '-')}", "must not be negative")
+        for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            check(getattr(crf, width) > 0, f"{name}.{width.replace('_', '-')}", "must be positive")
     stride = config.network.backbone.output_stride
+    check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
     check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
     # Reflection padding must be smaller than the map that it pads.
     for name, side in (
@@ -292,8 +312,18 @@ def validate(config: Config) -> None:
             name,
             f"{side} pixels at stride {stride} is too small for --network.head-dilation {config.network.head_dilation}",
         )
-    check(bool(config.evaluate.scales), "evaluate.scales", "needs at least one scale")
-    check(bool(config.seeds.cam_scales), "seeds.cam-scales", "needs at least one scale")
+    for name, scales in (("evaluate.scales", config.evaluate.scales), ("seeds.cam-scales", config.seeds.cam_scales)):
+        check(bool(scales) and min(scales) > 0, name, "needs at least one scale, all of them positive")
+    for name, size in (("head-channels", config.network.head_channels), ("upsample", config.network.upsample)):
+        check(size >= 1, f"network.{name}", "must be at least 1")
+    check(config.network.ddnet_channels >= 4, "network.ddnet-channels", "must be at least 4")
+    check(config.seeds.cam_size >= 32, "seeds.cam-size", "must be at least 32 pixels")
+    for name in ("alpha_low", "alpha_high", "alpha_walk", "beta"):
+        check(getattr(config.seeds, name) > 0, f"seeds.{name.replace('_', '-')}", "must be positive")
+    check(config.seeds.radius >= 2, "seeds.radius", "must be at least 2")
+    check(config.seeds.walk_steps >= 0, "seeds.walk-steps", "must not be negative")
+    check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")
+    check(config.evaluate.panels >= 0, "evaluate.panels", "must not be negative")
     check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
     check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
     check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")

@@ -74,6 +74,17 @@ def samples(joined: list[Table], sampling: Sampling, epochs: range, seed: int, p
     )
 
 
+def warm_up(plan: Plan) -> None:
+    """Start the processes that will read samples, and their imports, while a trainer still starts its workers."""
+    for _ in range(plan.data_tasks):
+        _import_transforms.options(num_cpus=plan.unit).remote()
+
+
+@ray.remote
+def _import_transforms() -> None:
+    import ssdd.transforms  # noqa: F401
+
+
 def _read_samples(joined: list[Table], sampling: Sampling, seed: int, item: tuple[int, int]) -> pa.Table:
     import torch
 

@@ -9,13 +9,14 @@ from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
 from ssdd.evaluate import Scores, table_lines
 from ssdd.session import Session
+from ssdd.training import DivergedError
 from ssdd.voc import DataError
 
 
 def job(
     name: str, run: Callable[[Session], Scores], description: str | None, config: Callable[[], Config] | None = None
 ) -> None:
-    """Run a job and print its scores; errors of the user's making end it with their message alone.
+    """Run a job and print its scores; errors that the user can mend end it with their message alone.
 
     Args:
         name: of the job and of its MLflow run.
@@ -27,7 +28,7 @@ def job(
         chosen = config() if config else configuration.parse(description=description)
         with Session(chosen, name) as session:
             scores = run(session)
-    except (ConfigError, DataError, ResourceError, WeightsError) as error:
+    except (ConfigError, DataError, ResourceError, WeightsError, DivergedError) as error:
         sys.exit(f"{name}: {error}")
     for line in table_lines(scores):
         print(line)

@@ -22,7 +22,10 @@ class Session(AbstractContextManager):
         self.config = config
         self.console = Console()
         self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
-        self.workspace.mkdir(parents=True, exist_ok=True)
+        try:
+            self.workspace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--workspace {self.workspace}: {error.strerror}; name another folder") from error
         self.store = Store(self.workspace)
         self.plan = cluster.connect(config)
         self.console.line(f"workspace {self.workspace}")

@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -37,6 +38,10 @@ STATE = "state.pt"
 LOG_EVERY = 2.0  # seconds
 Batch = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
+
+
+class DivergedError(RuntimeError):
+    """A loss is no longer a number; the message names it, the step and the remedy."""
 
 
 class Task(Protocol):
@@ -144,7 +149,8 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
                 worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
             ),
         )
-        with session.mailbox.listen(handle):
+        data.warm_up(plan)
+        with session.mailbox.listen(handle), _unwrapped(name):
             trainer.fit()
     _, final = _last_checkpoint(runs)
     assert final is not None, f"{name}: the training ended without a checkpoint"
@@ -171,6 +177,18 @@ def load_parts(net: nn.Module, path: Path, parts: dict[str, str]) -> None:
 def device() -> torch.device:
     """The device of an inference process."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def _unwrapped(name: str) -> Iterator[None]:
+    """A worker's DivergedError as itself, instead of inside Ray's report of the failure."""
+    try:
+        yield
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, DivergedError):
+                raise DivergedError(f"[{name}] {failure}") from None
+        raise
 
 
 def _ordered() -> ExecutionOptions:
@@ -277,7 +295,7 @@ class _Log:
         metrics = {f"loss.{name}": float(value) / self.count for name, value in self.sums.items()}
         for name, mean in metrics.items():
             if not math.isfinite(mean):
-                raise FloatingPointError(f"{name} is {mean} at step {step}; lower the learning rate")
+                raise DivergedError(f"{name} is {mean} at step {step}: lower the learning rate")
         metrics |= {
             "lr": lr,
             "images_per_s": images * self.count / elapsed,

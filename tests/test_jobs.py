@@ -241,6 +241,7 @@ def test_crf_pool_agrees_with_the_plain_function_and_survives_a_lost_actor(place
         (["--data", "/nowhere"], "/nowhere"),
         (["--workers", "9"], "--workers 9"),
         (["--gpus", "True"], "--gpus"),
+        (["--workspace", "/dev/null/w"], "--workspace /dev/null/w"),
         (["--network.backbone.name", "resnet38"], "resnet38"),
     ],
 )
@@ -250,6 +251,14 @@ def test_a_users_mistake_ends_with_one_message(places, tmp_path, args, message):
     with pytest.raises(SystemExit) as error:
         run_job("seeds", *SMALL, *rest, "--workspace", tmp_path / "w", *args)
     assert message in str(error.value)
+
+
+def test_a_training_that_diverges_ends_with_one_message(places, tmp_path):
+    folder, _ = places
+    wild = ["--seeds.classifier.lr", "1e30", "--seeds.classifier.epochs", "4"]
+    with pytest.raises(SystemExit, match=r"\[classifier\] loss.class is (nan|inf) at step \d+: lower the"):
+        run_job("seeds", *SMALL, *wild, "--data", folder, "--workspace", tmp_path)
+    assert not list((tmp_path / "artifacts").glob("classifier-*"))
 
 
 def test_a_relative_workspace_is_refused_in_a_submitted_job(tmp_path):

@@ -1,6 +1,8 @@
 """Backbones, their weights, and what stands on them; small inputs and random weights."""
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -214,6 +216,19 @@ def test_the_rest_trains(static_net):
     assert all(p.requires_grad for m in static_net.modules() if isinstance(m, nn.Conv2d) for p in m.parameters())
 
 
+@pytest.mark.parametrize("stride", [0, 2, 4, 16])
+def test_layers_down_to_the_frozen_stride_are_not_trained(stride):
+    backbone = build_backbone(dataclasses.replace(LITE, weights="auto", frozen_stride=stride)).train()
+    features = backbone.strides(images(1, 64))
+    assert [x.requires_grad for x in features.values()] == [s > stride for s in features]
+    assert all((x.shape[-1] == 64 // s) for s, x in features.items())
+
+
+def test_random_layers_are_all_trained():
+    backbone = build_backbone(dataclasses.replace(LITE, frozen_stride=16))
+    assert all(p.requires_grad for p in backbone.parameters())
+
+
 # ResNet-38, without memory: only shapes and names
 
 
@@ -241,6 +256,16 @@ def test_resnet38_features_are_the_activated_inputs_of_stages_3_5_and_6(resnet38
     for hook in hooks:
         hook.remove()
     assert [id(x) for x in (features.low, *features.levels[:2])] == [id(x) for x in seen]
+
+
+def test_resnet38_keeps_the_layers_that_psa_keeps():
+    with torch.device("meta"):
+        backbone = build_backbone(BackboneConfig())
+    kept = {name.rsplit(".", 1)[0] for name, p in backbone.named_parameters() if not p.requires_grad}
+    convs = {name for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d) and name in kept}
+    early = re.compile(r"conv1a|b2(_\d)?\.")
+    assert convs == {n for n, m in backbone.named_modules() if isinstance(m, nn.Conv2d) and early.match(n)}
+    assert len(convs) == 8
 
 
 def test_resnet38_has_psas_keys(resnet38):
