@@ -120,6 +120,9 @@ class StaticConfig:
 
     train: TrainConfig
     bias: BiasConfig = BiasConfig(bias=0.1, background=0.1)
+    bad_ratio: float = 0.5
+    """An image of which a class keeps less than this share of its pixels is a bad training sample: left out of
+    L_diff0. The bias acts after the training and has a ratio of its own."""
     size: int = 448
     """Side of the square input of inference."""
 
@@ -138,6 +141,8 @@ class DynamicConfig:
     """Second mask of eqs. 13-14: m^D1 (paper) or m^D2 (published code)."""
     bias1: BiasConfig = BiasConfig(bias=0.4, background=0.0)
     bias2: BiasConfig = BiasConfig(bias=0.4, background=0.0)
+    bad_ratio: float = 0.5
+    """As in the static stage, for L_diff1."""
     crf: CRFParams = CRFParams(iterations=3)
     """The CRF of every iteration, at the masks' resolution."""
 
@@ -228,7 +233,7 @@ def mini() -> Config:
         ),
         static=StaticConfig(
             TrainConfig(7, 8, 0.002, augment),
-            # Coarse maps shrink more under a CRF: at the published 0.5 half of the images would count as bad.
+            # Coarse maps shrink much under a CRF: at 0.5 half of the images would have a vanished class.
             BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3),
             size=160,
         ),

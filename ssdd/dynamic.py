@@ -158,7 +158,7 @@ class DynamicTask:
         knowledge = refine.presence_argmax(logits.detach(), presence)  # m^K1
         advice = self._crf(batch["image"], logits.detach(), presence)  # m^A1
         d_knowledge, d_advice = net.ddnet1(shared1, knowledge), net.ddnet1(shared1, advice)
-        vanished = refine.vanished(knowledge, advice, presence, config.bias1.vanish_ratio)
+        vanished = refine.vanished(knowledge, advice, presence, config.bad_ratio)
         refined1 = module(
             d_knowledge.detach().sigmoid(),
             d_advice.detach().sigmoid(),

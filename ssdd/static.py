@@ -54,7 +54,7 @@ def run(session: Session) -> Refined:
         "classifier": made.classifier,
         "network": config.network,
         "train": config.static.train,
-        "vanish_ratio": config.static.bias.vanish_ratio,
+        "bad_ratio": config.static.bad_ratio,
         "seed": config.seed,
     }
     net = training.run(session, "static", recipe, task, [made.images.table, made.table])
@@ -100,7 +100,7 @@ class StaticTask:
         features = net.backbone(batch["image"])
         logits, high = net.main(features.high)
         shared = net.ddnet.features(features.low, high)
-        vanished = refine.vanished(knowledge, advice, batch["presence"], self.static.bias.vanish_ratio)
+        vanished = refine.vanished(knowledge, advice, batch["presence"], self.static.bad_ratio)
         return {
             "base": losses.segmentation_loss(logits, knowledge),  # eq. 7
             "diff0": difference_losses(

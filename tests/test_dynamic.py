@@ -106,6 +106,16 @@ def test_agreement_of_network_and_crf_leaves_only_agreeing_pixels(net):
     assert (diff1 == 0) == bool(refine.bad_samples(gone).all())
 
 
+def test_bad_samples_are_left_out_of_diff1(net):
+    def wipe_out(images, probs, labels, params):
+        return [np.zeros(image.shape[:2], np.uint8) for image in images]
+
+    net.main.conv2.bias.data[0] = -50  # the network's own mask is all foreground
+    data = batch()
+    assert task(wipe_out).losses(net, data)["diff1"].item() == 0
+    assert task(wipe_out, bad_ratio=0.0).losses(net, data)["diff1"].item() > 0
+
+
 def test_the_published_target_is_an_option(net):
     out = task(target="d2").losses(net, batch())
     assert all(torch.isfinite(v) for v in out.values())

@@ -108,7 +108,8 @@ def test_the_same_command_runs_nothing_again(places, capsys):
 def test_a_changed_bias_refines_again_without_training_again(places):
     folder, workspace = places
     before = artifacts(workspace)
-    run_job("static", *SMALL, "--static.bias.bias", "0.3", "--data", folder, "--workspace", workspace)
+    changed = ["--static.bias.bias", "0.3", "--static.bias.vanish-ratio", "0.4"]
+    run_job("static", *SMALL, *changed, "--data", folder, "--workspace", workspace)
     (new,) = set(artifacts(workspace)) - set(before)
     assert new.startswith("refined-")
 
