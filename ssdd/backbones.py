@@ -90,7 +90,6 @@ class TimmBackbone(Backbone):
                 "see timm.list_models() and try the other output stride"
             ) from error
         channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr, operator]
-        self.reductions: list[int] = self.net.feature_info.reduction()  # type: ignore[union-attr, operator]
         self.output_stride = output_stride
         self.low_channels = channels[0]
         self.level_channels = (channels[-3], channels[-2], channels[-1])
@@ -102,7 +101,7 @@ class TimmBackbone(Backbone):
         return Features(maps[0], (maps[-3], maps[-2], maps[-1]))
 
     def strides(self, images: Tensor) -> dict[int, Tensor]:
-        return dict(zip(self.reductions, self.net(self.normalise(images)), strict=True))
+        return dict(zip(self.net.feature_info.reduction(), self.net(self.normalise(images)), strict=True))
 
 
 class _Residual(nn.Module):
@@ -204,26 +203,23 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         if config.output_stride != 8:
             raise ConfigError("backbone.output_stride: resnet38 has output stride 8")
         backbone: Backbone = ResNet38()
-        _freeze_early(backbone, config)
-        return backbone
-    if config.name not in timm.list_models():
+    elif config.name in timm.list_models():
+        backbone = TimmBackbone(config.name, config.output_stride)
+    else:
         raise ConfigError(f"backbone.name={config.name!r} is neither resnet38 nor a timm model (timm.list_models())")
-    backbone = TimmBackbone(config.name, config.output_stride)
-    _freeze_early(backbone, config)
+    if config.weights != "random" and config.frozen_stride:
+        _freeze_early(backbone, config.frozen_stride)
     return backbone
 
 
-def _freeze_early(backbone: Backbone, config: BackboneConfig) -> None:
-    """Take the layers down to `frozen_stride` out of training: those that its features are computed from."""
-    if config.weights == "random":
-        return
+def _freeze_early(backbone: Backbone, down_to: int) -> None:
+    """Take the layers down to a stride out of training: those that its features are computed from."""
     parameters = [p for p in backbone.parameters() if p.requires_grad]
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=parameters[0].device)
-    early = [x.sum() for stride, x in backbone.strides(images).items() if stride <= config.frozen_stride]
+    early = [x.sum() for stride, x in backbone.strides(images).items() if stride <= down_to]
     if early:
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(early, parameters, allow_unused=True), strict=True
-        ):
+        gradients = torch.autograd.grad(early, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is None)
 
 

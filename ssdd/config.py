@@ -215,9 +215,7 @@ def mini() -> Config:
     alpha and the random walk's length belong to PSA's finer and better trained maps; here they are smaller.
     """
     augment = AugmentConfig(crop=160, resize=(160, 200))
-    backbone = dataclasses.replace(
-        NetworkConfig().backbone, name="tf_efficientnet_lite0", output_stride=16, frozen_stride=4
-    )
+    backbone = BackboneConfig("tf_efficientnet_lite0", output_stride=16, frozen_stride=4)
     return Config(
         preset="mini",
         network=NetworkConfig(backbone, head_channels=128, head_dilation=2, upsample=4, ddnet_channels=64),
@@ -272,7 +270,7 @@ def validate(config: Config) -> None:
 
     def check(ok: bool, field_name: str, remedy: str) -> None:
         if not ok:
-            problems.append(f"--{field_name}: {remedy}")
+            problems.append(f"--{field_name.replace('_', '-')}: {remedy}")
 
     trainings = {
         "seeds.classifier": config.seeds.classifier,
@@ -299,9 +297,9 @@ def validate(config: Config) -> None:
     for name, crf in (("crf", config.crf), ("seeds.crf", config.seeds.crf), ("dynamic.crf", config.dynamic.crf)):
         check(crf.iterations >= 1, f"{name}.iterations", "must be at least 1")
         for kernel in ("gaussian_weight", "bilateral_weight"):
-            check(getattr(crf, kernel) >= 0, f"{name}.{kernel.replace('_', '-')}", "must not be negative")
+            check(getattr(crf, kernel) >= 0, f"{name}.{kernel}", "must not be negative")
         for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            check(getattr(crf, width) > 0, f"{name}.{width.replace('_', '-')}", "must be positive")
+            check(getattr(crf, width) > 0, f"{name}.{width}", "must be positive")
     stride = config.network.backbone.output_stride
     check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
     check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
@@ -324,7 +322,7 @@ def validate(config: Config) -> None:
     check(config.network.ddnet_channels >= 4, "network.ddnet-channels", "must be at least 4")
     check(config.seeds.cam_size >= 32, "seeds.cam-size", "must be at least 32 pixels")
     for name in ("alpha_low", "alpha_high", "alpha_walk", "beta"):
-        check(getattr(config.seeds, name) > 0, f"seeds.{name.replace('_', '-')}", "must be positive")
+        check(getattr(config.seeds, name) > 0, f"seeds.{name}", "must be positive")
     check(config.seeds.radius >= 2, "seeds.radius", "must be at least 2")
     check(config.seeds.walk_steps >= 0, "seeds.walk-steps", "must not be negative")
     check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")

@@ -258,8 +258,8 @@ def table_lines(scores: Scores) -> list[str]:
     return ["mean IoU (%)", *(f"  {name:<{width}}  {value:5.1f}" for name, value in scores.mean.items())]
 
 
-def _rows(joined: list[Table], columns: list[str]) -> Iterator[Row]:
-    for part in range(len(joined[0].parts)):
+def _rows(joined: list[Table], columns: list[str], parts: Iterable[int] | None = None) -> Iterator[Row]:
+    for part in range(len(joined[0].parts)) if parts is None else parts:
         yield from read_joined(joined, part, columns)
 
 
@@ -283,8 +283,7 @@ def _spread(
     everything = [c for t in joined for c in t.columns() if c != "image_id"]
     wanted_ids = set(chosen)
     parts = [k for k, ids in enumerate(joined[0].parts) if wanted_ids.intersection(ids)]  # the others stay unread
-    rows = (row for k in parts for row in read_joined(joined, k, everything))
-    found = {row["image_id"]: row for row in rows if row["image_id"] in wanted_ids}
+    found = {row["image_id"]: row for row in _rows(joined, everything, parts) if row["image_id"] in wanted_ids}
     return [found[i] for i in chosen]
 
 
