@@ -186,9 +186,17 @@ def score_models(
     columns = ("baseline", "baseline_crf", "dynamic", "dynamic_crf")
     scores = score(config.split, [test.table, table], columns, classes)
     session.tracker.metrics(scores.mean)
+    for name in models:
+        if collapsed(scores.per_class.get(f"{config.split}.{name}", {}), classes):
+            session.console.line(f"{name} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
     chosen = _spread([test.table, table], lambda ious: ious["dynamic"] - ious["baseline"], columns, session)
     _save(session, figures.predictions(chosen, classes), f"predictions-{config.split}")
     return scores
+
+
+def collapsed(per_class: dict[str, float | None], classes: tuple[str, ...]) -> bool:
+    """Whether a scored model got no pixel of any foreground class right."""
+    return bool(per_class) and not any(per_class[name] for name in classes[1:])
 
 
 class PredictStage:

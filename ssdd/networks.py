@@ -1,5 +1,7 @@
 """What stands on a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,14 +27,16 @@ class SegmentationHead(_FrozenNorm):
         self.upsample = config.upsample
         self.dilation = config.head_dilation
         self.conv1 = nn.Conv2d(inner, config.head_channels, 3, dilation=self.dilation, bias=False)
-        self.bn1 = nn.BatchNorm2d(config.head_channels)
+        self.norm: nn.Module = nn.BatchNorm2d(config.head_channels)
+        if config.head_norm == "group":
+            self.norm = nn.GroupNorm(math.gcd(32, config.head_channels), config.head_channels)
         self.conv2 = nn.Conv2d(config.head_channels, classes, 3, dilation=self.dilation)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
-        hidden = F.relu(self.bn1(self.conv1(self._pad(x))))
+        hidden = F.relu(self.norm(self.conv1(self._pad(x))))
         logits = self.conv2(self._pad(hidden))
         return self._up(logits), self._up(hidden)
 

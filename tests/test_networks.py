@@ -13,7 +13,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssdd import backbones
 from ssdd.backbones import Features, WeightsError, build_backbone, load_weights
 from ssdd.config import BackboneConfig, ConfigError, NetworkConfig
-from ssdd.networks import AffinityNet, Classifier, DDNet, DynamicNet, SegmentationNet, StaticNet, seed_size
+from ssdd.networks import (
+    AffinityNet,
+    Classifier,
+    DDNet,
+    DynamicNet,
+    SegmentationHead,
+    SegmentationNet,
+    StaticNet,
+    seed_size,
+)
 from ssdd.static import difference_losses
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,6 +89,18 @@ def test_features_have_the_promised_channels_and_sizes(stride):
 def test_segmentation_logits_are_at_mask_size(side):
     out = SegmentationNet(SMALL, CLASSES).eval()(images(side=side))
     assert out.shape == (2, CLASSES, SMALL.mask_size(side), SMALL.mask_size(side))
+
+
+def test_a_head_with_group_norm_stays_alive_where_a_frozen_one_dies():
+    features = torch.rand(2, 4, 6, 6)
+    for norm, alive in (("frozen", False), ("group", True)):
+        head = SegmentationHead(4, CLASSES, dataclasses.replace(SMALL, head_norm=norm)).train()
+        with torch.no_grad():
+            head.conv1.weight.copy_(-head.conv1.weight.abs())  # what a step that was too large leaves behind
+        logits, _ = head(features)
+        logits.square().sum().backward()
+        assert bool(head.conv1.weight.grad.any()) is alive
+        assert all(p.requires_grad is alive for p in head.norm.parameters())
 
 
 def test_classifier_and_its_maps():
