@@ -238,14 +238,14 @@ def mini() -> Config:
             walk_steps=32,
         ),
         static=StaticConfig(
-            TrainConfig(7, 8, 0.002, augment),
+            TrainConfig(6, 8, 0.002, augment),
             # Coarse maps shrink much under a CRF: at 0.5 half of the images would have a vanished class. On so few
             # images the features learn the knowledge by heart, and with them d^A rises everywhere: a larger bias.
             BiasConfig(bias=0.4, background=0.1, vanish_ratio=0.3),
             size=160,
         ),
         dynamic=DynamicConfig(
-            TrainConfig(5, 8, 0.002, augment),
+            TrainConfig(4, 8, 0.002, augment),
             init="static",
             bias1=protective,
             bias2=protective,
