@@ -109,7 +109,7 @@ def run(session: Session) -> Scores:
     if test is not None:
         folders = {"baseline": models.baseline.path, "dynamic": models.dynamic.path}
         classes = models.refined.seeds.images.classes
-        scores |= score_models(session, test, folders, session.config.network, classes)
+        scores |= score_models(session, test, folders, session.config.network, classes, session.config.split)
     write_scores(session.workspace / "metrics.json", scores)
     remember(session, models)
     return scores
@@ -119,7 +119,7 @@ def rescore(session: Session) -> Scores:
     """Score the workspace's models on the configured data and split, or train them first if there are none.
 
     Scores of the training's own data and split replace those in `metrics.json`; others are written to
-    `metrics-FOLDER-SPLIT.json`.
+    `metrics-FOLDER-SPLIT.json`, and their picture to `predictions-FOLDER-SPLIT.png`.
     """
     trained = recall(session.workspace)
     if trained is None:
@@ -127,16 +127,17 @@ def rescore(session: Session) -> Scores:
     own = from_dict(trained.config)
     test = images.run(session, session.config.split, need_labels=False)
     models = {name: session.workspace / folder for name, folder in trained.models.items()}
-    scores = score_models(session, test, models, own.network, trained.classes)
-    if (images.data_path(session.config), session.config.split) == (own.data, own.split):
+    split = session.config.split
+    is_own = (images.data_path(session.config), split) == (own.data, own.split)
+    name = split if is_own else f"{images.open_data(session).root.name}-{split}"
+    scores = score_models(session, test, models, own.network, trained.classes, name)
+    if is_own:
         path = session.workspace / "metrics.json"
         earlier = json.loads(path.read_text()) if path.exists() else {}
         per_class = earlier.pop("per_class", {})
         write_scores(path, Scores(earlier, per_class) | scores)
     else:
-        write_scores(
-            session.workspace / f"metrics-{images.open_data(session).root.name}-{session.config.split}.json", scores
-        )
+        write_scores(session.workspace / f"metrics-{name}.json", scores)
     return scores
 
 
@@ -150,7 +151,12 @@ def open_split(session: Session) -> Images | None:
 
 
 def score_models(
-    session: Session, test: Images, models: dict[str, Path], network: NetworkConfig, classes: tuple[str, ...]
+    session: Session,
+    test: Images,
+    models: dict[str, Path],
+    network: NetworkConfig,
+    classes: tuple[str, ...],
+    name: str,
 ) -> Scores:
     """Predict an image list with the baseline and with SSDD, with and without CRF; score where there are true masks.
 
@@ -160,6 +166,7 @@ def score_models(
         models: folders of `baseline` and `dynamic`.
         network: their configuration.
         classes: that they were trained for.
+        name: of the images, for the picture's file.
     """
     if test.classes != classes:
         raise ConfigError(
@@ -186,11 +193,11 @@ def score_models(
     columns = ("baseline", "baseline_crf", "dynamic", "dynamic_crf")
     scores = score(config.split, [test.table, table], columns, classes)
     session.tracker.metrics(scores.mean)
-    for name in models:
-        if collapsed(scores.per_class.get(f"{config.split}.{name}", {}), classes):
-            session.console.line(f"{name} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
+    for model in models:
+        if collapsed(scores.per_class.get(f"{config.split}.{model}", {}), classes):
+            session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
     chosen = _spread([test.table, table], lambda ious: ious["dynamic"] - ious["baseline"], columns, session)
-    _save(session, figures.predictions(chosen, classes), f"predictions-{config.split}")
+    _save(session, figures.predictions(chosen, classes), f"predictions-{name}")
     return scores
 
 

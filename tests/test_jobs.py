@@ -117,11 +117,13 @@ def test_a_changed_bias_refines_again_without_training_again(places):
 def test_evaluate_job_scores_another_folder(places, tmp_path):
     _, workspace = places
     other = synthetic.generate(tmp_path / "other", train=1, val=3, seed=7)
-    before = json.loads((workspace / "metrics.json").read_text())
+    kept = [workspace / "metrics.json", workspace / "figures" / "predictions-val.png"]
+    before = [path.read_bytes() for path in kept]
     run_job("evaluate", "--workspace", workspace, "--data", other, "--split", "val")
     scores = json.loads((workspace / "metrics-other-val.json").read_text())
     assert 0 <= scores["val.dynamic"] <= 100
-    assert json.loads((workspace / "metrics.json").read_text()) == before
+    assert (workspace / "figures" / "predictions-other-val.png").is_file()
+    assert [path.read_bytes() for path in kept] == before
 
 
 def test_evaluate_refuses_other_classes(places, tmp_path, capsys):
