@@ -68,7 +68,8 @@ class Backbone(nn.Module):
         return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        # Channels last is a quarter faster on CPUs, and what GPUs want for half precision.
+        return ((images.to(self.mean.dtype) / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def strides(self, images: Tensor) -> dict[int, Tensor]:
         """The last features of each stride, from fine to coarse."""

@@ -150,9 +150,9 @@ class DynamicTask:
         presence, seed = batch["presence"], batch["refined"].long()  # m^D0
         features = net.backbone(batch["image"])
         logits, high = net.main(features.high)
-        sub_logits, _ = net.sub(features.high)
+        sub_logits, sub_high = net.sub(features.high)
         shared1 = net.ddnet1.features(features.low, high)
-        shared2 = net.ddnet2.features(features.low, high)
+        shared2 = net.ddnet2.features(features.low, sub_high)  # as published; the paper does not say whose
 
         # First step: the network's own mask, its CRF, and the module that integrates them.
         knowledge = refine.presence_argmax(logits.detach(), presence)  # m^K1

@@ -26,22 +26,20 @@ class SegmentationHead(_FrozenNorm):
         super().__init__()
         self.upsample = config.upsample
         self.dilation = config.head_dilation
-        self.conv1 = nn.Conv2d(inner, config.head_channels, 3, dilation=self.dilation, bias=False)
-        self.norm: nn.Module = nn.BatchNorm2d(config.head_channels)
+        self.conv1 = nn.Conv2d(inner, config.head_channels, 3, dilation=self.dilation)
+        self.norm: nn.Module = nn.BatchNorm2d(config.head_channels, eps=1e-3)
         if config.head_norm == "group":
             self.norm = nn.GroupNorm(math.gcd(32, config.head_channels), config.head_channels)
         self.conv2 = nn.Conv2d(config.head_channels, classes, 3, dilation=self.dilation)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
-        hidden = F.relu(self.norm(self.conv1(self._pad(x))))
-        logits = self.conv2(self._pad(hidden))
+        hidden = F.relu(self.norm(self.conv1(_reflect(x, self.dilation))))
+        logits = self.conv2(_reflect(hidden, self.dilation))
         return self._up(logits), self._up(hidden)
-
-    def _pad(self, x: Tensor) -> Tensor:
-        return F.pad(x, [self.dilation] * 4, mode="reflect")
 
     def _up(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=self.upsample, mode="bilinear", align_corners=False)
@@ -103,10 +101,12 @@ class DDNet(_FrozenNorm):
     def __init__(self, low_channels: int, classes: int, config: NetworkConfig):
         super().__init__()
         width, self.classes = config.ddnet_channels, classes
-        self.conv_features = nn.Conv2d(low_channels + config.head_channels, width, 3, padding=1, bias=False)
+        self.conv_features = nn.Conv2d(low_channels + config.head_channels, width, 3, bias=False)
+        self.norm_features = nn.BatchNorm2d(width, eps=1e-3)
         self.conv_mask = nn.Conv2d(classes, width, 1, bias=False)
+        self.norm_mask = nn.BatchNorm2d(width, eps=1e-3)
         self.block = _ResidualBlock(2 * width, width)
-        self.predict = nn.Conv2d(width, 1, 1)
+        self.predict = nn.Conv2d(width, 1, 1, bias=False)
         for conv in (self.conv_features, self.conv_mask):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
@@ -116,27 +116,27 @@ class DDNet(_FrozenNorm):
         Both are detached: DD-Net's loss never reaches the backbone (sec. 3.1).
         """
         low = F.adaptive_avg_pool2d(low.detach(), (high.shape[-2], high.shape[-1]))
-        return F.relu(self.conv_features(torch.cat([high.detach(), low], 1)))
+        together = torch.cat([high.detach(), low], 1)
+        return F.relu(self.norm_features(self.conv_features(_reflect(together, 1))))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
         # A mask value that is no class (255, padding) becomes an all-zero vector.
         one_hot = F.one_hot(mask.long().clamp(max=self.classes), self.classes + 1)[..., :-1]
-        hidden = F.relu(self.conv_mask(one_hot.movedim(-1, 1).to(features.dtype)))
+        hidden = F.relu(self.norm_mask(self.conv_mask(one_hot.movedim(-1, 1).to(features.dtype))))
         return self.predict(self.block(torch.cat([features, hidden], 1)))[:, 0]
 
 
 class _ResidualBlock(nn.Module):
-    """Bottleneck residual block with a projection shortcut."""
+    """Residual block of 1x1, 3x3 and 1x1 convolutions with a projection shortcut."""
 
     def __init__(self, inner: int, outer: int):
         super().__init__()
-        middle = outer // 4
-        self.conv1 = nn.Conv2d(inner, middle, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(middle, eps=1e-3)
-        self.conv2 = nn.Conv2d(middle, middle, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(middle, eps=1e-3)
-        self.conv3 = nn.Conv2d(middle, outer, 1, bias=False)
+        self.conv1 = nn.Conv2d(inner, outer, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer, eps=1e-3)
+        self.conv2 = nn.Conv2d(outer, outer, 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer, eps=1e-3)
+        self.conv3 = nn.Conv2d(outer, outer, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outer, eps=1e-3)
         self.downsample = nn.Conv2d(inner, outer, 1, bias=False)
         self.bnd = nn.BatchNorm2d(outer, eps=1e-3)
@@ -145,7 +145,7 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu(self.bn2(self.conv2(_reflect(out, 1))))
         return F.relu(self.bn3(self.conv3(out)) + self.bnd(self.downsample(x)))
 
 
@@ -184,3 +184,7 @@ def _resized(x: Tensor, size: list[int]) -> Tensor:
     if list(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _reflect(x: Tensor, pixels: int) -> Tensor:
+    return F.pad(x, [pixels] * 4, mode="reflect")

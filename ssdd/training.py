@@ -161,7 +161,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
 def load(net: Net, path: Path) -> Net:
     """`net` with the weights of `model.pt` in an artifact's folder, ready for inference on this process's device."""
     net.load_state_dict(torch.load(path / MODEL, map_location="cpu", weights_only=True))
-    return net.eval().requires_grad_(False).to(device())
+    return net.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_parts(net: nn.Module, path: Path, parts: dict[str, str]) -> None:
@@ -217,7 +217,7 @@ def _train(config: dict[str, Any]) -> None:
     if where.type == "cpu":
         torch.set_num_threads(loop.threads)
     torch.manual_seed(loop.seed)
-    net = task.build().to(where)
+    net = task.build().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(net, train)
     if loop.resume is not None:
         state = torch.load(loop.resume / STATE, map_location=where, weights_only=True)

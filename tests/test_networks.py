@@ -138,11 +138,9 @@ def test_each_difference_network_gives_a_map_at_mask_size():
 
 def test_ddnet_is_three_convolutions_and_a_residual_block(static_net):
     convs = {name for name, layer in static_net.ddnet.named_children() if isinstance(layer, nn.Conv2d)}
-    others = [layer for name, layer in static_net.ddnet.named_children() if name not in convs]
-    assert len(convs) == 3
-    assert len(others) == 1  # the residual block
-    norms = [layer for layer in others[0].modules() if isinstance(layer, nn.BatchNorm2d)]
-    assert norms
+    assert convs == {"conv_features", "conv_mask", "predict"}
+    norms = [layer for layer in static_net.ddnet.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(norms) == 2 + 4
     assert {layer.eps for layer in norms} == {1e-3}
 
 
