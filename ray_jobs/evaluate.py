@@ -1,11 +1,15 @@
 """Score a workspace's models on an image list, of the data they were trained on or of another VOC-layout folder.
 
-    python ray_jobs/evaluate.py [--workspace DIR] [--data DIR] [--split val] [--FIELD VALUE ...]
+    python ray_jobs/evaluate.py [--workspace DIR] [--data DIR] [--split val] [--submission FILE] [--FIELD VALUE ...]
+    python ray_jobs/evaluate.py --preset paper --data DIR --dynamic.weights SEGMENTATION.pth
 
-Every field defaults to its value in the training. A workspace without trained models gets them first.
+Every field defaults to its value in the training. A workspace without trained models gets them first; the second form
+scores SSDD's published weights instead. --submission writes the masks with CRF as VOC's test server takes them,
+results.tgz.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from ssdd import config, evaluate
@@ -13,15 +17,18 @@ from ssdd.jobs import job
 from ssdd.session import resolve
 
 
-def read_config():
+def read_config(args):
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--workspace", type=Path)
-    known, _ = first.parse_known_args()
+    known, _ = first.parse_known_args(args)
     trained = evaluate.recall(resolve(known.workspace, default="workspace", flag="--workspace"))
     if trained is None:
-        return config.parse(description=__doc__)
-    return config.override(config.from_dict(trained.config), description=__doc__)
+        return config.parse(args, description=__doc__)
+    return config.override(config.from_dict(trained.config), args, description=__doc__)
 
 
 if __name__ == "__main__":
-    job("evaluate", evaluate.rescore, __doc__, read_config)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--submission", type=Path)
+    known, rest = own.parse_known_args()
+    job("evaluate", partial(evaluate.rescore, submission=known.submission), __doc__, partial(read_config, rest))

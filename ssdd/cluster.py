@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -95,6 +95,25 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
     unit = 1 / math.ceil((workers + data_tasks + crf_actors) / whole)
     threads = max(1, min(os.cpu_count() or 1, on_a_node) // -(-workers // nodes))
     return Plan(unit, workers, crf_actors, data_tasks, use_gpu, threads)
+
+
+def lanes(plan: Plan, cpus: float, wanted: int) -> tuple[Plan, int]:
+    """A share of the plan for each of several parts of a job that work side by side, and how many there are.
+
+    A share has at least one training worker; on GPUs that is one GPU. All shares together fit into the cluster.
+
+    Args:
+        plan: the whole job's.
+        cpus: of the cluster.
+        wanted: parts.
+    """
+    count = max(1, min(wanted, plan.workers))
+    if count == 1:
+        return plan, 1
+    workers = plan.workers // count
+    crf_actors, data_tasks = max(1, plan.crf_actors // count), max(1, plan.data_tasks // count)
+    unit = 1 / math.ceil((workers + crf_actors + data_tasks) * count / int(cpus))
+    return replace(plan, unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks), count
 
 
 def in_job() -> bool:

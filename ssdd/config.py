@@ -6,7 +6,7 @@ Every field is settable, e.g. `--preset mini --dynamic.train.epochs 20 --network
 import argparse
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -115,6 +115,10 @@ class SeedsConfig:
     walk_steps: int = 256
     crf: CRFParams = CRFParams()
     """The CRF of AffinityNet's labels; the one that makes advice is the top-level `crf`."""
+    classifier_weights: Path | None = None
+    """PSA's published res38_cls.pth, instead of training a classifier."""
+    affinity_weights: Path | None = None
+    """PSA's published res38_aff.pth, instead of training AffinityNet."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class StaticConfig:
     L_diff0. The bias acts after the training and has a ratio of its own."""
     size: int = 448
     """Side of the square input of inference."""
+    weights: tuple[Path, ...] = ()
+    """SSDD's published checkpoints of this stage, segmentation and DD-Net, instead of training."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ class DynamicConfig:
     """As in the static stage, for L_diff1."""
     crf: CRFParams = CRFParams(iterations=3)
     """The CRF of every iteration, at the masks' resolution."""
+    weights: tuple[Path, ...] = ()
+    """SSDD's published checkpoints of this stage, segmentation and DD-Nets, instead of training."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +168,19 @@ class EvaluateConfig:
     min_probability: float = 0.0
     """Labels whose probability stays below this everywhere in an image are left out of its CRF, which costs time for
     each label. 0: all labels, as in the paper."""
+    sharpen: float = 0.0
+    """Before the CRF the published code takes the softmax of the ten maps' sum, that is of 10 x the probabilities,
+    which leaves the CRF less to say. 0: the CRF gets the probabilities."""
     panels: int = 12
     """Number of images in the pictures."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The paper's comparison: networks that differ only in the masks that they learn from."""
+
+    seeds: tuple[int, ...] = (0, 1)
+    """One repetition for each: static stage, networks and random order. PSA's seeds are made once, with `seed`."""
 
 
 @dataclass(frozen=True)
@@ -172,23 +191,33 @@ class Config:
     static: StaticConfig
     dynamic: DynamicConfig
     evaluate: EvaluateConfig
-    preset: Literal["mini", "paper"] = "mini"
-    """mini: the embedded data set in minutes on 2 cores; paper: sec. 5.1's values."""
+    preset: Literal["mini", "photographs", "paper"] = "mini"
+    """mini: the embedded data set, minutes on 2 cores; photographs: VOC-like images there; paper: sec. 5.1's values."""
     data: Path | None = None
     """A VOC-layout folder. Without it the embedded data set is drawn into the workspace."""
     workspace: Path | None = None
     """Where everything is written. Default: ./workspace; for a submitted Ray job, ~/ssdd-workspace on the head node."""
+    knowledge: Path | None = None
+    """A folder of masks ID.png that take the place of PSA's as knowledge; needs `advice`."""
+    advice: Path | None = None
+    """The masks ID.png of the same images after a mapping, say a CRF; needs `knowledge`."""
     train_split: str = "train"
     """The image list that is trained on (ImageSets/Segmentation/*.txt)."""
     split: str = "val"
     """The image list that the models are scored on."""
     seed: int = 0
+    rounds: int = 1
+    """Static and dynamic refinement once more, on the dynamic network's own masks and their CRF, for each above 1."""
+    compare: CompareConfig = CompareConfig()
     network: NetworkConfig = field(default_factory=NetworkConfig)
     crf: CRFParams = CRFParams()
     """The full-size CRF: advice, and test time."""
     part_size: int = 32
     """Images in one file of a stage table: the unit of reading and shuffling."""
     inference_batch: int = 8
+    micro_batch: int | None = None
+    """Images that a training worker's network gets at once; the gradients of larger batches are accumulated. Set it
+    where a batch does not fit into memory. Losses that are averages over pixels are then averaged by parts."""
     num_cpus: int | None = None
     """CPUs of the local Ray that is started; not for a cluster that runs already."""
     workers: int | None = None
@@ -208,7 +237,7 @@ def paper() -> Config:
         ),
         static=StaticConfig(TrainConfig(10, 16, 1e-3, AugmentConfig(448, (448, 512)))),
         dynamic=DynamicConfig(TrainConfig(30, 8, 1e-3, AugmentConfig(448, (512, 768)))),
-        evaluate=EvaluateConfig(),
+        evaluate=EvaluateConfig(sharpen=10),
     )
 
 
@@ -257,7 +286,42 @@ def mini() -> Config:
     )
 
 
-PRESETS = {"mini": mini, "paper": paper}
+def photographs() -> Config:
+    """Some thousand photographs on 2 cores in hours: mini's networks on larger inputs.
+
+    Every value was chosen on the training list of a piece of VOC 2012.
+    """
+    augment = AugmentConfig(crop=224, resize=(224, 320))
+    start = mini()
+    return replace(
+        start,
+        preset="photographs",
+        seeds=SeedsConfig(
+            classifier=TrainConfig(4, 16, 0.01, AugmentConfig(288, (288, 400))),
+            affinity=TrainConfig(2, 8, 0.03, augment),
+            cam_size=288,
+            cam_scales=(1.0, 0.75),
+            alpha_low=1,
+            alpha_high=8,
+            alpha_walk=3,
+            walk_steps=32,
+            crf=CRFParams(iterations=5),
+        ),
+        static=StaticConfig(
+            TrainConfig(3, 8, 0.002, augment), BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3), size=256
+        ),
+        dynamic=replace(
+            start.dynamic,
+            train=TrainConfig(2, 8, 0.002, augment),
+            # As wide as 3 and 80 pixels are on the paper's 112-pixel masks.
+            crf=CRFParams(gaussian_sxy=1.5, bilateral_sxy=40, iterations=3),
+        ),
+        evaluate=replace(start.evaluate, size=256),
+        part_size=32,
+    )
+
+
+PRESETS = {"mini": mini, "photographs": photographs, "paper": paper}
 
 
 def parse(args: list[str] | None = None, description: str | None = None) -> Config:
@@ -344,6 +408,13 @@ def validate(config: Config) -> None:
     check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")
     check(config.evaluate.panels >= 0, "evaluate.panels", "must not be negative")
     check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
+    check(config.evaluate.sharpen >= 0, "evaluate.sharpen", "must not be negative")
+    check(config.rounds >= 1, "rounds", "must be at least 1")
+    check(bool(config.compare.seeds), "compare.seeds", "needs at least one seed")
+    check(len(set(config.compare.seeds)) == len(config.compare.seeds), "compare.seeds", "must differ from each other")
+    check(config.micro_batch is None or config.micro_batch >= 1, "micro-batch", "must be at least 1")
+    both = (config.knowledge is None) == (config.advice is None)
+    check(both, "knowledge" if config.knowledge is None else "advice", "is needed too: give both folders, or neither")
     check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
     check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")
     check(config.part_size >= 1, "part-size", "must be at least 1")
@@ -372,9 +443,9 @@ def _rebuild(kind: Any, data: Any) -> Any:
         if set(data) != set(hints):
             raise ValueError(f"{kind.__name__}: fields differ: {sorted(set(data) ^ set(hints))}")
         return kind(**{name: _rebuild(hints[name], value) for name, value in data.items()})  # type: ignore[operator]
-    if data is not None and (kind is Path or Path in get_args(kind)):
-        return Path(data)
-    return tuple(data) if isinstance(data, list) else data
+    if isinstance(data, list):
+        return tuple(Path(item) if Path in get_args(kind) else item for item in data)
+    return Path(data) if data is not None and (kind is Path or Path in get_args(kind)) else data
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -54,8 +54,13 @@ def presence_labels(row: Row) -> np.ndarray:
     return np.array([0, *row["presence"]], np.uint8)
 
 
-def segment(models: tuple[str, ...], crf: CRFParams, min_probability: float, rows: list[Row]) -> list[Row]:
-    """Test-time masks of each model at the image's size, without and with CRF over the labels that are probable."""
+def segment(
+    models: tuple[str, ...], crf: CRFParams, min_probability: float, sharpen: float, rows: list[Row]
+) -> list[Row]:
+    """Test-time masks of each model at the image's size, without and with CRF over the labels that are probable.
+
+    The CRF gets the probabilities, or with `sharpen` > 0 the softmax of `sharpen` times them.
+    """
     out = []
     for row in rows:
         image = voc.read_image(row["image"])
@@ -65,6 +70,8 @@ def segment(models: tuple[str, ...], crf: CRFParams, min_probability: float, row
             masks[name] = voc.encode_mask(probs.argmax(0).astype(np.uint8))
             peak = probs.max((1, 2))
             labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
-            masks[f"{name}_crf"] = voc.encode_mask(labels[dense_crf(image, probs[labels], crf).argmax(0)])
+            # A factor per pixel cancels in the CRF.
+            unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
+            masks[f"{name}_crf"] = voc.encode_mask(labels[dense_crf(image, unary[labels], crf).argmax(0)])
         out.append(masks)
     return out

@@ -1,6 +1,8 @@
 """Stage 3: dynamic region refinement (sec. 4.2), and the baseline that it must beat."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -8,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdd import losses, refine, static, training
-from ssdd.config import DynamicConfig, NetworkConfig, TrainConfig
+from ssdd import crf_rows, data, losses, maps, refine, seeds, training, voc
+from ssdd.config import DynamicConfig, EvaluateConfig, NetworkConfig, TrainConfig
 from ssdd.crf import CRFParams
 from ssdd.data import Sampling
 from ssdd.networks import DynamicNet, SegmentationNet
 from ssdd.pool import CRFPool
+from ssdd.seeds import SEED_SCHEMA, Seeds, backbone_in
 from ssdd.session import Session
 from ssdd.static import Refined, difference_losses, module
 from ssdd.store import Artifact
+from ssdd.tables import Row
 
 
 class BatchCRF(Protocol):
@@ -36,14 +40,14 @@ class Start:
 
     def load(self, net: SegmentationNet, heads: dict[str, str]) -> None:
         """Fill `net`'s backbone and, from the static stage, its heads: {name in `net`: name in `StaticNet`}."""
-        parts = {"backbone": "backbone"} | (heads if self.kind == "static" else {})
+        parts = {"backbone": backbone_in(self.artifact)} | (heads if self.kind == "static" else {})
         training.load_parts(net, self.artifact.path, parts)
 
 
 def start_of(session: Session, refined: Refined) -> Start:
     """As `dynamic.init` says."""
     kind = session.config.dynamic.init
-    return Start(kind, refined.net if kind == "static" else refined.seeds.classifier)
+    return Start(kind, refined.net if kind == "static" else refined.seeds.start)
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,11 @@ class Models:
     baseline: Artifact
 
 
-def run(session: Session) -> Models:
-    """Train SSDD's segmentation network, and the baseline with the same network and schedule."""
-    refined = static.run(session)
-    return Models(refined, run_dynamic(session, refined), run_baseline(session, refined, "advice"))
-
-
-def run_dynamic(session: Session, refined: Refined) -> Artifact:
-    """Train with both SSDD modules; every iteration's CRF runs on a pool of Ray CPU actors."""
-    config, seeds = session.config, refined.seeds
+def run(session: Session, refined: Refined) -> Artifact:
+    """Train SSDD's segmentation network; every iteration's CRF runs on a pool of Ray CPU actors."""
+    config, made = session.config, refined.seeds
+    if config.dynamic.weights:
+        return published(session, len(made.images.classes))
     start = start_of(session, refined)
     recipe = {
         "refined": refined.artifact,
@@ -75,26 +75,36 @@ def run_dynamic(session: Session, refined: Refined) -> Artifact:
     needed = 0 if session.has("dynamic", recipe) else min(session.plan.crf_actors, config.dynamic.train.batch_size)
     pool = CRFPool(needed, session.plan.unit)
     try:
-        task = DynamicTask(config.network, config.dynamic, len(seeds.images.classes), start, pool)
-        return training.run(session, "dynamic", recipe, task, [seeds.images.table, refined.table])
+        task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, pool)
+        return training.run(session, "dynamic", recipe, task, [made.images.table, refined.table])
     finally:
         pool.close()
 
 
-def run_baseline(session: Session, refined: Refined, column: str) -> Artifact:
-    """The same network and schedule, trained on fixed masks: `advice` is PSA retrained."""
-    config, seeds = session.config, refined.seeds
+def published(session: Session, classes: int) -> Artifact:
+    """The network of the published checkpoints that `dynamic.weights` names; the segmentation one alone will do."""
+    config = session.config
+    kind = DynamicNet if len(config.dynamic.weights) > 1 else SegmentationNet
+    make = partial(kind, config.network, classes)
+    return training.convert(session, "dynamic", config.dynamic.weights, config.network, make)
+
+
+def run_fixed(session: Session, refined: Refined, column: str) -> Artifact:
+    """The same network and schedule, trained on fixed masks: `knowledge`, `advice` (PSA retrained) or `refined`."""
+    config, made = session.config, refined.seeds
     start = start_of(session, refined)
-    task = FixedTask(config.network, config.dynamic.train, len(seeds.images.classes), start, column)
+    task = FixedTask(config.network, config.dynamic.train, len(made.images.classes), start, column)
+    table, masks = (refined.table, refined.artifact) if column == "refined" else (made.table, made.artifact)
     recipe = {
-        "masks": seeds.artifact,
+        "masks": masks,
         "column": column,
         "start": start.artifact,
         "network": config.network,
         "train": config.dynamic.train,
         "seed": config.seed,
     }
-    return training.run(session, "baseline", recipe, task, [seeds.images.table, seeds.table])
+    name = "baseline" if column == "advice" else f"baseline_{column}"
+    return training.run(session, name, recipe, task, [made.images.table, table])
 
 
 @dataclass(frozen=True)
@@ -199,3 +209,65 @@ class DynamicTask:
         gated = [prob[label] for prob, label in zip(probs, labels, strict=True)]
         masks = self.crf(small.permute(0, 2, 3, 1).contiguous().cpu().numpy(), gated, labels, self.dynamic.crf)
         return torch.from_numpy(np.stack(masks)).to(logits.device).long()
+
+
+def load_segmentation(network: NetworkConfig, classes: int, path: Path) -> SegmentationNet:
+    """The part that is used at test time of any trained network, ready for inference on this process's device."""
+    net = SegmentationNet(network, classes)
+    training.load_parts(net, path, {"backbone": "backbone", "main": "main"})
+    return training.ready(net)
+
+
+def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateConfig, size: int) -> Tensor:
+    """Test-time class probabilities (sec. 5.1): the mean softmax over scales and mirror images.
+
+    Args:
+        net: ready for inference.
+        decoded: N images, uint8 (H, W, 3) of any size.
+        config: scales and size.
+        size: side of the result.
+
+    Returns:
+        (N, classes, size, size), on the CPU.
+    """
+    sides = [round(config.size * scale) for scale in config.scales]
+    with torch.inference_mode():
+        total = seeds.multi_scale(lambda batch: net(batch).softmax(1), decoded, sides, config.mirror, size)
+    return (total / total.sum(1, keepdim=True)).cpu()
+
+
+def relabel(session: Session, models: Models) -> Seeds:
+    """Another round's knowledge and advice: the dynamic network's masks of the training images, and their CRF."""
+    config, made = session.config, models.refined.seeds
+    recipe = {
+        "images": made.images.artifact,
+        "model": models.dynamic,
+        "evaluate": (config.evaluate.size, config.evaluate.scales, config.evaluate.mirror),
+        "crf": config.crf,
+    }
+    infer = partial(
+        data.infer,
+        [made.images.table],
+        ["image", "presence"],
+        partial(LabelStage, config.network, config.evaluate, len(made.images.classes), models.dynamic.path),
+        partial(crf_rows.advise, config.crf),
+        config.inference_batch,
+        session.plan,
+    )
+    table, artifact = session.build_table("relabelled", recipe, made.images.table.parts, SEED_SCHEMA, infer)
+    return Seeds(made.images, table, artifact, made.start)
+
+
+class LabelStage:
+    """Network actor: `probs` of the presence labels, (1 + n, s, s) at the masks' resolution."""
+
+    def __init__(self, network: NetworkConfig, evaluate: EvaluateConfig, classes: int, model: Path):
+        self.evaluate, self.size = evaluate, network.mask_size(evaluate.size)
+        self.net = load_segmentation(network, classes, model)
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        predicted = predict(self.net, [voc.read_image(row["image"]) for row in rows], self.evaluate, self.size)
+        for row, probs in zip(rows, predicted, strict=True):
+            present = probs[[0, *row["presence"]]]
+            row["probs"] = maps.pack((present / present.sum(0).clamp(min=1e-5)).numpy())
+        return rows

@@ -1,7 +1,9 @@
 """Stage 4: mean IoU of knowledge, advice and m^D0 on the training list, and of the models on another one."""
 
+import io
 import json
 import math
+import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,42 +12,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from ssdd import crf_rows, data, dynamic, figures, images, maps, seeds, training, voc
+from ssdd import crf_rows, data, dynamic, figures, images, knowledge, maps, static, voc
 from ssdd.config import ConfigError, EvaluateConfig, NetworkConfig, from_dict, to_dict
-from ssdd.dynamic import Models
+from ssdd.diagnostics import DifferenceReport
+from ssdd.dynamic import Models, load_segmentation
 from ssdd.images import Images
 from ssdd.metrics import ConfusionMatrix
-from ssdd.networks import DynamicNet, SegmentationNet
+from ssdd.report import Scores, collapsed
 from ssdd.seeds import Seeds
 from ssdd.session import Session
 from ssdd.static import Refined
-from ssdd.store import write_text
+from ssdd.store import Artifact, whole_file, write_text
 from ssdd.tables import Row, Table, read_joined
 
-PREDICTION_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("baseline", pa.binary()),
-        ("baseline_crf", pa.binary()),
-        ("dynamic", pa.binary()),
-        ("dynamic_crf", pa.binary()),
-    ]
-)
+METRICS = "metrics.json"
 TRAINED = "trained.json"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Mean and per-class IoU in percent, by name (`train.knowledge`, ...)."""
-
-    mean: dict[str, float]
-    per_class: dict[str, dict[str, float | None]]
-
-    def __or__(self, other: "Scores") -> "Scores":
-        return Scores(self.mean | other.mean, self.per_class | other.per_class)
 
 
 @dataclass(frozen=True)
@@ -55,87 +37,147 @@ class Trained:
     config: dict[str, Any]
     classes: tuple[str, ...]
     models: dict[str, str]
-    """Folders of `baseline` and `dynamic`, relative to the workspace."""
+    """Folders of the models, `dynamic` among them, relative to the workspace."""
 
 
-def score(prefix: str, joined: list[Table], columns: Iterable[str], classes: tuple[str, ...]) -> Scores:
-    """Scores of mask columns against `truth`; empty where no image has a true mask."""
+@dataclass(frozen=True)
+class Scored:
+    """Scores of an image list, and the mean IoU of each of its images, by which pictures are chosen."""
+
+    scores: Scores
+    images: dict[str, dict[str, float]]
+
+
+def score(
+    prefix: str,
+    joined: list[Table],
+    columns: Iterable[str],
+    classes: tuple[str, ...],
+    report: DifferenceReport | None = None,
+) -> Scored:
+    """Scores of mask columns against `truth`; empty where no image has a true mask.
+
+    Args:
+        prefix: of the scores' names.
+        joined: tables with `truth` and the columns.
+        columns: of masks.
+        classes: names, background first.
+        report: gets knowledge, advice and the difference maps of every image.
+    """
     columns = list(columns)
-    matrices = {column: ConfusionMatrix(len(classes)) for column in columns}
-    seen = False
-    for row in _rows(joined, ["truth", *columns]):
+    totals = {column: ConfusionMatrix(len(classes)) for column in columns}
+    per_image: dict[str, dict[str, float]] = {}
+    for row in _rows(joined, ["truth", *columns, *(("d_knowledge", "d_advice") if report else ())]):
         if row["truth"] is None:
             continue
-        seen = True
         truth = voc.read_mask(row["truth"])
-        for column, matrix in matrices.items():
-            matrix.update(voc.read_mask(row[column]), truth)
-    if not seen:
-        return Scores({}, {})
-    return Scores(
-        {f"{prefix}.{c}": 100 * m.mean_iou() for c, m in matrices.items()},
-        {
-            f"{prefix}.{c}": {
-                name: None if math.isnan(v) else 100 * float(v) for name, v in zip(classes, m.iou(), strict=True)
-            }
-            for c, m in matrices.items()
-        },
+        masks = {column: voc.read_mask(row[column]) for column in columns}
+        per_image[row["image_id"]] = {}
+        for column, mask in masks.items():
+            own = ConfusionMatrix(len(classes))
+            own.update(mask, truth)
+            totals[column].counts += own.counts
+            per_image[row["image_id"]][column] = own.mean_iou()
+        if report:
+            d = [maps.resize(maps.unpack_unit(row[f"d_{name}"]), truth.shape) for name in ("knowledge", "advice")]
+            report.update(masks["knowledge"], masks["advice"], truth, *d)
+    if not per_image:
+        return Scored(Scores({}, {}), {})
+    iou = {column: [None if math.isnan(v) else 100 * float(v) for v in m.iou()] for column, m in totals.items()}
+    return Scored(
+        Scores(
+            {f"{prefix}.{column}": 100 * m.mean_iou() for column, m in totals.items()},
+            {f"{prefix}.{column}": dict(zip(classes, values, strict=True)) for column, values in iou.items()},
+        ),
+        per_image,
     )
 
 
 def score_seeds(session: Session, made: Seeds) -> Scores:
     """`train.knowledge` and `train.advice`."""
-    scores = score("train", [made.images.table, made.table], ("knowledge", "advice"), made.images.classes)
+    scores = score("train", [made.images.table, made.table], ("knowledge", "advice"), made.images.classes).scores
     session.tracker.metrics(scores.mean)
     return scores
 
 
 def score_refined(session: Session, refined: Refined) -> Scores:
-    """`train.knowledge`, `train.advice`, `train.refined`, and panels like the paper's Fig. 7."""
+    """`train.knowledge`, `train.advice`, `train.refined`, what the difference offers, and pictures like Fig. 7."""
+    classes = refined.seeds.images.classes
     tables = [refined.seeds.images.table, refined.seeds.table, refined.table]
     columns = ("knowledge", "advice", "refined")
-    scores = score("train", tables, columns, refined.seeds.images.classes)
-    session.tracker.metrics(scores.mean)
-    chosen = _spread(tables, lambda ious: ious["refined"] - max(ious["knowledge"], ious["advice"]), columns, session)
-    _save(session, figures.refinement(chosen, refined.seeds.images.classes), "refinement")
+    report = DifferenceReport(len(classes))
+    scored = score("train", tables, columns, classes, report)
+    scores = scored.scores
+    if scores.mean:
+        scores |= Scores({}, {}, {f"train.{name}": value for name, value in report.metrics().items()})
+        _save(session, figures.reliability(*report.calibration()), "reliability")
+    session.tracker.metrics(scores.mean | {f"difference.{k}": v for k, v in scores.difference.items()})
+    chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
+    _save(session, figures.refinement(chosen, classes), "refinement")
     return scores
 
 
 def run(session: Session) -> Scores:
     """Everything: trains what is missing, then scores it; writes `metrics.json` and the pictures."""
     test = open_split(session)  # first, so that what is wrong with it shows before anything is trained
-    models = dynamic.run(session)
-    scores = score_refined(session, models.refined)
+    made = knowledge.run(session)
+    models, scores = _rounds(session, made)
+    classes, split = made.images.classes, session.config.split
     if test is not None:
         folders = {"baseline": models.baseline.path, "dynamic": models.dynamic.path}
-        classes = models.refined.seeds.images.classes
-        scores |= score_models(session, test, folders, session.config.network, classes, session.config.split)
-    write_scores(session.workspace / "metrics.json", scores)
-    remember(session, models)
+        scores |= score_models(session, test, folders, session.config.network, classes, split)
+    write_scores(session.workspace / METRICS, scores)
+    remember(session, classes, {"baseline": models.baseline, "dynamic": models.dynamic})
     return scores
 
 
-def rescore(session: Session) -> Scores:
+def _rounds(session: Session, made: Seeds) -> tuple[Models, Scores]:
+    """The static and the dynamic stage, again on the dynamic network's own masks for each further round."""
+    config = session.config
+    refined = static.run(session, made)
+    scores = score_refined(session, refined)
+    models = Models(refined, dynamic.run(session, refined), dynamic.run_fixed(session, refined, "advice"))
+    for number in range(2, config.rounds + 1):
+        earlier = {f"round{number - 1}.{name}": value for name, value in scores.mean.items() if "." in name}
+        with session.child(config, f"round {number}", session.plan) as own:
+            refined = static.run(own, dynamic.relabel(own, models))
+            scores = Scores(earlier, {}) | score_refined(own, refined)
+            models = Models(refined, dynamic.run(own, refined), models.baseline)
+    return models, scores
+
+
+def rescore(session: Session, submission: Path | None = None) -> Scores:
     """Score the workspace's models on the configured data and split, or train them first if there are none.
 
     Scores of the training's own data and split replace those in `metrics.json`; others are written to
     `metrics-FOLDER-SPLIT.json`, and their picture to `predictions-FOLDER-SPLIT.png`.
+
+    Args:
+        session: cluster, workspace, tracking.
+        submission: the archive for VOC's test server to write, of `dynamic_crf`.
     """
+    config = session.config
     trained = recall(session.workspace)
-    if trained is None:
-        return run(session)
-    own = from_dict(trained.config)
-    test = images.run(session, session.config.split, need_labels=False)
-    models = {name: session.workspace / folder for name, folder in trained.models.items()}
-    split = session.config.split
-    is_own = (images.data_path(session.config), split) == (own.data, own.split)
+    if trained is None and not config.dynamic.weights:
+        scores = run(session)
+        if submission:
+            raise ConfigError("--submission: the workspace had no trained models; they are there now: give it again")
+        return scores
+    split = config.split
+    test = images.run(session, split, need_labels=False)
+    if trained is None or config.dynamic.weights:
+        is_own, network, classes = False, config.network, test.classes
+        models = {"dynamic": dynamic.published(session, len(classes)).path}
+    else:
+        own = from_dict(trained.config)
+        is_own = (images.data_path(config), split) == (own.data, own.split)
+        network, classes = own.network, trained.classes
+        models = {name: session.workspace / folder for name, folder in trained.models.items()}
     name = split if is_own else f"{images.open_data(session).root.name}-{split}"
-    scores = score_models(session, test, models, own.network, trained.classes, name)
+    scores = score_models(session, test, models, network, classes, name, submission)
     if is_own:
-        path = session.workspace / "metrics.json"
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        per_class = earlier.pop("per_class", {})
-        write_scores(path, Scores(earlier, per_class) | scores)
+        path = session.workspace / METRICS
+        write_scores(path, (read_scores(path) if path.exists() else Scores({}, {})) | scores)
     else:
         write_scores(session.workspace / f"metrics-{name}.json", scores)
     return scores
@@ -157,16 +199,18 @@ def score_models(
     network: NetworkConfig,
     classes: tuple[str, ...],
     name: str,
+    submission: Path | None = None,
 ) -> Scores:
-    """Predict an image list with the baseline and with SSDD, with and without CRF; score where there are true masks.
+    """Predict an image list with several models, with and without CRF; score where there are true masks.
 
     Args:
         session: cluster, workspace, tracking.
         test: the images.
-        models: folders of `baseline` and `dynamic`.
+        models: folders of the models by name, `dynamic` among them.
         network: their configuration.
         classes: that they were trained for.
         name: of the images, for the picture's file.
+        submission: where to write `dynamic_crf` for VOC's test server.
     """
     if test.classes != classes:
         raise ConfigError(
@@ -185,61 +229,56 @@ def score_models(
         [test.table],
         ["image"],
         partial(PredictStage, network, config.evaluate, len(classes), models),
-        partial(crf_rows.segment, tuple(models), config.crf, config.evaluate.min_probability),
+        partial(crf_rows.segment, tuple(models), config.crf, config.evaluate.min_probability, config.evaluate.sharpen),
         config.inference_batch,
         session.plan,
     )
-    table, _ = session.build_table("predictions", recipe, test.table.parts, PREDICTION_SCHEMA, infer)
-    columns = ("baseline", "baseline_crf", "dynamic", "dynamic_crf")
-    scores = score(config.split, [test.table, table], columns, classes)
-    session.tracker.metrics(scores.mean)
+    columns = [column for name in models for column in (name, f"{name}_crf")]
+    schema = pa.schema([("image_id", pa.string()), *((column, pa.binary()) for column in columns)])
+    table, _ = session.build_table("predictions", recipe, test.table.parts, schema, infer)
+    if submission:
+        write_submission(table, "dynamic_crf", submission)
+        session.console.line(f"submission {submission}")
+    scored = score(config.split, [test.table, table], columns, classes)
+    session.tracker.metrics(scored.scores.mean)
     for model in models:
-        if collapsed(scores.per_class.get(f"{config.split}.{model}", {}), classes):
+        if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
-    chosen = _spread([test.table, table], lambda ious: ious["dynamic"] - ious["baseline"], columns, session)
+    chosen = _spread([test.table, table], scored, lambda iou: iou["dynamic"] - iou.get("baseline", 0), session)
     _save(session, figures.predictions(chosen, classes), f"predictions-{name}")
-    return scores
+    return scored.scores
 
 
-def collapsed(per_class: dict[str, float | None], classes: tuple[str, ...]) -> bool:
-    """Whether a scored model got no pixel of any foreground class right."""
-    return bool(per_class) and not any(per_class[name] for name in classes[1:])
+def write_submission(table: Table, column: str, path: Path) -> None:
+    """An archive as VOC's test server takes it: results/VOC2012/Segmentation/comp6_test_cls/ID.png."""
+    with whole_file(path) as aside, tarfile.open(aside, "w:gz") as archive:
+        for row in table:
+            entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{row['image_id']}.png")
+            entry.size = len(row[column])
+            archive.addfile(entry, io.BytesIO(row[column]))
 
 
 class PredictStage:
     """Network actor: class probabilities of every model at the masks' resolution, packed under the model's name."""
 
     def __init__(self, network: NetworkConfig, evaluate: EvaluateConfig, classes: int, models: dict[str, Path]):
-        kinds = {"baseline": SegmentationNet, "dynamic": DynamicNet}
         self.evaluate, self.size = evaluate, network.mask_size(evaluate.size)
-        self.nets: dict[str, SegmentationNet] = {
-            name: training.load(kinds[name](network, classes), path) for name, path in models.items()
-        }
+        self.nets = {name: load_segmentation(network, classes, path) for name, path in models.items()}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         decoded = [voc.read_image(row["image"]) for row in rows]
-        sides = [round(self.evaluate.size * scale) for scale in self.evaluate.scales]
-        with torch.inference_mode():
-            for name, net in self.nets.items():
-
-                def probabilities(batch: Tensor, net: SegmentationNet = net) -> Tensor:
-                    return net(batch).softmax(1)
-
-                total = seeds.multi_scale(probabilities, decoded, sides, self.evaluate.mirror, self.size)
-                for row, probs in zip(rows, (total / total.sum(1, keepdim=True)).cpu(), strict=True):
-                    row[name] = maps.pack(probs.numpy())
+        for name, net in self.nets.items():
+            for row, probs in zip(rows, dynamic.predict(net, decoded, self.evaluate, self.size), strict=True):
+                row[name] = maps.pack(probs.numpy())
         return rows
 
 
-def remember(session: Session, models: Models) -> None:
-    """Write `trained.json`."""
+def remember(session: Session, classes: tuple[str, ...], models: dict[str, Artifact]) -> None:
+    """Write `trained.json`, from which `rescore` knows the models."""
     record = Trained(
         to_dict(replace(session.config, data=images.data_path(session.config))),
-        models.refined.seeds.images.classes,
-        {
-            name: str(artifact.path.relative_to(session.workspace))
-            for name, artifact in (("baseline", models.baseline), ("dynamic", models.dynamic))
-        },
+        classes,
+        {name: str(model.path.relative_to(session.workspace)) for name, model in models.items()},
     )
     write_text(session.workspace / TRAINED, json.dumps(to_dict(record), indent=1))
 
@@ -261,16 +300,15 @@ def recall(workspace: Path) -> Trained | None:
 
 
 def write_scores(path: Path, scores: Scores) -> None:
-    """Mean IoUs by name, and `per_class` beside them, all in percent."""
-    write_text(path, json.dumps({**scores.mean, "per_class": scores.per_class}, indent=1) + "\n")
+    """Mean IoUs by name, and `per_class` and `difference` beside them, all but the AUCs in percent."""
+    record = {**scores.mean, "per_class": scores.per_class, "difference": scores.difference}
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def table_lines(scores: Scores) -> list[str]:
-    """The mean IoUs as lines for the terminal."""
-    if not scores.mean:
-        return ["no true masks: nothing to score"]
-    width = max(map(len, scores.mean))
-    return ["mean IoU (%)", *(f"  {name:<{width}}  {value:5.1f}" for name, value in scores.mean.items())]
+def read_scores(path: Path) -> Scores:
+    """The inverse of `write_scores`."""
+    record = json.loads(path.read_text())
+    return Scores(per_class=record.pop("per_class", {}), difference=record.pop("difference", {}), mean=record)
 
 
 def _rows(joined: list[Table], columns: list[str], parts: Iterable[int] | None = None) -> Iterator[Row]:
@@ -279,20 +317,14 @@ def _rows(joined: list[Table], columns: list[str], parts: Iterable[int] | None =
 
 
 def _spread(
-    joined: list[Table], gain: Callable[[dict[str, float]], float], columns: Iterable[str], session: Session
+    joined: list[Table], scored: Scored, gain: Callable[[dict[str, float]], float], session: Session
 ) -> list[Row]:
     """Images at equal steps from the greatest gain to the greatest loss, so that failures are shown as well."""
-    columns = list(columns)
-    gains = []
-    for row in _rows(joined, ["truth", *columns]):
-        if row["truth"] is not None:
-            truth = voc.read_mask(row["truth"])
-            gains.append((gain({c: _image_iou(voc.read_mask(row[c]), truth) for c in columns}), row["image_id"]))
     wanted = session.config.evaluate.panels
-    if gains:
-        gains.sort(reverse=True)
-        steps = np.linspace(0, len(gains) - 1, min(wanted, len(gains))).round().astype(int)
-        chosen = [gains[i][1] for i in steps]
+    if scored.images:
+        order = sorted(scored.images, key=lambda i: (gain(scored.images[i]), i), reverse=True)
+        steps = np.linspace(0, len(order) - 1, min(wanted, len(order))).round().astype(int)
+        chosen = [order[i] for i in steps]
     else:
         chosen = [i for ids in joined[0].parts for i in ids][:wanted]
     everything = [c for t in joined for c in t.columns() if c != "image_id"]
@@ -302,13 +334,8 @@ def _spread(
     return [found[i] for i in chosen]
 
 
-def _image_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    matrix = ConfusionMatrix(256)
-    matrix.update(prediction, truth)
-    return matrix.mean_iou()
-
-
 def _save(session: Session, figure: Any, name: str) -> None:
+    name += session.part
     path = session.workspace / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")

@@ -47,6 +47,24 @@ def predictions(rows: list[Row], classes: tuple[str, ...]) -> Figure:
     return _grid(rows, panels, classes)
 
 
+def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figure:
+    """How often the masks differ where DD-Net says d, and how many pixels have that d.
+
+    Args:
+        mean, share, pixels: (2, bins) for d^K and d^A, see `diagnostics.DifferenceReport.calibration`.
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    for k, name in enumerate(("$d^K$ (from knowledge)", "$d^A$ (from advice)")):
+        left.plot(mean[k], share[k], marker="o", markersize=3, label=name)
+        right.plot(mean[k], pixels[k] / pixels[k].sum(), marker="o", markersize=3, label=name)
+    left.set(xlabel="d", ylabel="share of pixels that differ", xlim=(0, 1), ylim=(0, 1))
+    right.set(xlabel="d", ylabel="share of all pixels", xlim=(0, 1), ylim=(0, None))
+    left.legend(fontsize=8)
+    return figure
+
+
 def _image(row: Row) -> np.ndarray:
     return voc.read_image(row["image"])
 

@@ -7,7 +7,7 @@ from ssdd import config as configuration
 from ssdd.backbones import WeightsError
 from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
-from ssdd.evaluate import Scores, table_lines
+from ssdd.report import Scores, table_lines
 from ssdd.session import Session
 from ssdd.training import DivergedError
 from ssdd.voc import DataError

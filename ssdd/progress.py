@@ -76,12 +76,17 @@ class _Listener:
 class Console:
     """One line at a time: time since the start, stage, what is done, time to go."""
 
-    def __init__(self) -> None:
-        self.start = time.monotonic()
+    def __init__(self, start: float | None = None, label: str = ""):
+        self.start = time.monotonic() if start is None else start
+        self.label = label
+
+    def labelled(self, label: str) -> "Console":
+        """The same console for one of several parts that work side by side."""
+        return Console(self.start, f"{label}: ")
 
     def line(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
-        print(f"{minutes:3d}:{seconds:02d}  {text}", flush=True)
+        print(f"{minutes:3d}:{seconds:02d}  {self.label}{text}\n", end="", flush=True)  # one write: threads share it
 
     def stage(self, name: str) -> "StageProgress":
         return StageProgress(self, name)

@@ -36,8 +36,8 @@ class Seeds:
     table: Table
     """`probs` (presence labels, half precision, stride 8), `knowledge` and `advice` (masks at the image's size)."""
     artifact: Artifact
-    classifier: Artifact
-    """Initialises the backbones of the later stages (sec. 5.1)."""
+    start: Artifact
+    """Initialises the backbones of the later stages: the classifier (sec. 5.1), or ImageNet's backbone."""
 
 
 def run(session: Session) -> Seeds:
@@ -45,17 +45,7 @@ def run(session: Session) -> Seeds:
     config = session.config
     train = images.run(session, config.train_split)
     classes = len(train.classes)
-    pretrained = run_backbone(session)
-
-    task: training.Task = ClassifierTask(config.network, config.seeds.classifier, classes, pretrained.path)
-    recipe = {
-        "images": train.artifact,
-        "pretrained": pretrained,
-        "network": config.network.backbone,
-        "train": config.seeds.classifier,
-        "seed": config.seed,
-    }
-    classifier = training.run(session, "classifier", recipe, task, [train.table])
+    classifier = run_classifier(session, train)
 
     recipe = {
         "images": train.artifact,
@@ -76,16 +66,7 @@ def run(session: Session) -> Seeds:
     )
     cams, cam_artifact = session.build_table("cams", recipe, train.table.parts, CAM_SCHEMA, infer)
 
-    task = AffinityTask(config.network, config.seeds, classes, pretrained.path)
-    recipe = {
-        "cams": cam_artifact,
-        "pretrained": pretrained,
-        "network": config.network.backbone,
-        "train": config.seeds.affinity,
-        "radius": config.seeds.radius,
-        "seed": config.seed,
-    }
-    affinity_net = training.run(session, "affinity", recipe, task, [train.table, cams])
+    affinity_net = run_affinity(session, train, cams, cam_artifact)
 
     walk = (config.seeds.alpha_walk, config.seeds.radius, config.seeds.beta, config.seeds.walk_steps)
     recipe = {"cams": cam_artifact, "affinity": affinity_net, "walk": walk, "crf": config.crf}
@@ -100,6 +81,48 @@ def run(session: Session) -> Seeds:
     )
     table, artifact = session.build_table("seeds", recipe, train.table.parts, SEED_SCHEMA, infer)
     return Seeds(train, table, artifact, classifier)
+
+
+def run_classifier(session: Session, train: Images) -> Artifact:
+    """A `Classifier`: trained, or PSA's published one."""
+    config, classes = session.config, len(train.classes)
+    if config.seeds.classifier_weights:
+        make = partial(Classifier, config.network, classes - 1)
+        return training.convert(session, "classifier", (config.seeds.classifier_weights,), config.network, make)
+    pretrained = run_backbone(session)
+    task = ClassifierTask(config.network, config.seeds.classifier, classes, pretrained.path)
+    recipe = {
+        "images": train.artifact,
+        "pretrained": pretrained,
+        "network": config.network.backbone,
+        "train": config.seeds.classifier,
+        "seed": config.seed,
+    }
+    return training.run(session, "classifier", recipe, task, [train.table])
+
+
+def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Artifact) -> Artifact:
+    """An `AffinityNet`: trained on the CAMs' labels, or PSA's published one."""
+    config = session.config
+    if config.seeds.affinity_weights:
+        make = partial(AffinityNet, config.network)
+        return training.convert(session, "affinity", (config.seeds.affinity_weights,), config.network, make)
+    pretrained = run_backbone(session)
+    task = AffinityTask(config.network, config.seeds, len(train.classes), pretrained.path)
+    recipe = {
+        "cams": cam_artifact,
+        "pretrained": pretrained,
+        "network": config.network.backbone,
+        "train": config.seeds.affinity,
+        "radius": config.seeds.radius,
+        "seed": config.seed,
+    }
+    return training.run(session, "affinity", recipe, task, [train.table, cams])
+
+
+def backbone_in(start: Artifact) -> str:
+    """The prefix of the backbone in the `model.pt` of `Seeds.start`."""
+    return "" if start.name == "backbone" else "backbone"
 
 
 def run_backbone(session: Session) -> Artifact:

@@ -1,5 +1,6 @@
 """What a job works with: its configuration, its workspace, the cluster's plan, progress and tracking."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from ssdd import cluster, data
+from ssdd.cluster import Plan
 from ssdd.config import Config, ConfigError
-from ssdd.progress import Console, Mailbox
+from ssdd.progress import Console
 from ssdd.store import Artifact, Store
 from ssdd.tables import Row, Table, open_table, write_table
 from ssdd.tracking import Tracker
@@ -20,6 +22,7 @@ class Session(AbstractContextManager):
 
     def __init__(self, config: Config, job: str):
         self.config = config
+        self.part = ""  # ends the names of pictures, see `child`
         self.console = Console()
         self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
         try:
@@ -34,11 +37,21 @@ class Session(AbstractContextManager):
             f"cluster: {plan.workers} {'GPU' if plan.use_gpu else 'CPU'} worker(s), {plan.crf_actors} CRF actor(s), "
             f"{plan.data_tasks} data task(s), {plan.unit:g} CPU each"
         )
-        self.mailbox = Mailbox()
         self.tracker = Tracker(config, job, self.workspace)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.tracker.close(failed=error is not None)
+
+    def child(self, config: Config, name: str, plan: Plan) -> "Session":
+        """A part of this job: another configuration, a part of the cluster, an MLflow run below this one's.
+
+        Use it as a context manager. Children may work at the same time, in threads.
+        """
+        other = copy.copy(self)
+        other.config, other.plan, other.part = config, plan, f"-{name.replace(' ', '')}"
+        other.console = self.console.labelled(name)
+        other.tracker = self.tracker.child(config, name)
+        return other
 
     def has(self, name: str, recipe: dict[str, Any]) -> bool:
         """Whether `build` would find the artifact."""

@@ -43,21 +43,11 @@ class Refined:
     artifact: Artifact
 
 
-def run(session: Session) -> Refined:
-    """Train segmentation and DD-Net on the seeds, then refine every training image."""
+def run(session: Session, made: Seeds) -> Refined:
+    """Train segmentation and DD-Net on knowledge and advice, then refine every training image."""
     config = session.config
-    made = seeds.run(session)
     classes = len(made.images.classes)
-    task = StaticTask(config.network, config.static, classes, made.classifier.path)
-    recipe = {
-        "seeds": made.artifact,
-        "classifier": made.classifier,
-        "network": config.network,
-        "train": config.static.train,
-        "bad_ratio": config.static.bad_ratio,
-        "seed": config.seed,
-    }
-    net = training.run(session, "static", recipe, task, [made.images.table, made.table])
+    net = _train(session, made, classes)
     infer = partial(
         data.infer,
         [made.images.table, made.table],
@@ -72,6 +62,23 @@ def run(session: Session) -> Refined:
     return Refined(made, net, table, artifact)
 
 
+def _train(session: Session, made: Seeds, classes: int) -> Artifact:
+    config = session.config
+    if config.static.weights:
+        make = partial(StaticNet, config.network, classes)
+        return training.convert(session, "static", config.static.weights, config.network, make)
+    task = StaticTask(config.network, config.static, classes, made.start)
+    recipe = {
+        "seeds": made.artifact,
+        "classifier": made.start,
+        "network": config.network,
+        "train": config.static.train,
+        "bad_ratio": config.static.bad_ratio,
+        "seed": config.seed,
+    }
+    return training.run(session, "static", recipe, task, [made.images.table, made.table])
+
+
 @dataclass(frozen=True)
 class StaticTask:
     """L_static = L_base + L_diff0 (eq. 9)."""
@@ -79,7 +86,7 @@ class StaticTask:
     network: NetworkConfig
     static: StaticConfig
     classes: int
-    classifier: Path
+    start: Artifact
 
     @property
     def train(self) -> TrainConfig:
@@ -92,7 +99,7 @@ class StaticTask:
 
     def build(self) -> StaticNet:
         net = StaticNet(self.network, self.classes)
-        training.load_parts(net, self.classifier, {"backbone": "backbone"})
+        training.load_parts(net, self.start.path, {"backbone": seeds.backbone_in(self.start)})
         return net
 
     def losses(self, net: StaticNet, batch: training.Batch) -> dict[str, Tensor]:

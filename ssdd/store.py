@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,17 @@ class Store:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or wholly the new one."""
+    with whole_file(path) as aside:
+        aside.write_text(text)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        aside.write_text(text)
+        yield aside
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """MLflow: one run for each job, with its configuration, metrics over time, and pictures. Used by the driver alone."""
 
+import copy
 import logging
 import os
 import time
@@ -14,11 +15,10 @@ class Tracker:
 
     def __init__(self, config: Config, job: str, workspace: Path):
         import mlflow  # takes seconds, and only the driver needs it
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric
         from mlflow.tracking.context import registry
 
         self._metric = Metric
-
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
         experiment = f"ssdd-{config.preset}"
@@ -27,9 +27,20 @@ class Tracker:
         self.client = mlflow.MlflowClient(server or f"sqlite:///{workspace / 'mlflow.db'}")
         artifacts = None if server else (workspace / "mlartifacts").as_uri()
         found = self.client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
-        tags = {**registry.resolve_tags(), "job": job, "preset": config.preset}
-        self.run_id = self.client.create_run(experiment_id, run_name=job, tags=tags).info.run_id
+        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
+        self._start(config, job, {**registry.resolve_tags(), "job": job})
+
+    def child(self, config: Config, name: str) -> "Tracker":
+        """A run below this one, as MLflow's UI nests them."""
+        other = copy.copy(self)
+        other._start(config, name, {"mlflow.parentRunId": self.run_id})
+        return other
+
+    def _start(self, config: Config, name: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        tags = {**tags, "preset": config.preset}
+        self.run_id = self.client.create_run(self.experiment_id, run_name=name, tags=tags).info.run_id
         params = [Param(k, str(v)) for k, v in flatten(to_dict(config)).items() if v is not None]
         for start in range(0, len(params), 100):  # as many as a server takes at once
             self.client.log_batch(self.run_id, params=params[start : start + 100])

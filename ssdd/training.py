@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,8 +25,8 @@ from ray.train import Checkpoint, CheckpointConfig, DataConfig, RunConfig, Scali
 from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
-from ssdd import data
-from ssdd.config import TrainConfig
+from ssdd import data, published, voc
+from ssdd.config import NetworkConfig, TrainConfig
 from ssdd.data import Sampling
 from ssdd.progress import Event, Mailbox
 from ssdd.session import Session
@@ -97,6 +97,7 @@ class _Loop:
     seed: int
     images: int
     threads: int
+    micro_batch: int | None
     first_epoch: int
     resume: Path | None
     mailbox: Mailbox
@@ -133,7 +134,17 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
 
     if first_epoch < train.epochs:
         epochs = range(first_epoch, train.epochs)
-        loop = _Loop(task, session.config.seed, joined[0].rows, plan.threads, first_epoch, resume, session.mailbox)
+        mailbox = Mailbox()
+        loop = _Loop(
+            task,
+            session.config.seed,
+            joined[0].rows,
+            plan.threads,
+            session.config.micro_batch,
+            first_epoch,
+            resume,
+            mailbox,
+        )
         trainer = TorchTrainer(
             _train,
             train_loop_config={"loop": loop},
@@ -150,7 +161,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
             ),
         )
         data.warm_up(plan)
-        with session.mailbox.listen(handle), _unwrapped(name):
+        with mailbox.listen(handle), _unwrapped(name):
             trainer.fit()
     _, final = _last_checkpoint(runs)
     assert final is not None, f"{name}: the training ended without a checkpoint"
@@ -158,17 +169,41 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
     torch.save(state["net"], folder / MODEL)
 
 
+def convert(
+    session: Session, name: str, files: tuple[Path, ...], network: NetworkConfig, net: Callable[[], nn.Module]
+) -> Artifact:
+    """An artifact like `run`'s out of published weight files instead of a training.
+
+    Raises:
+        backbones.WeightsError: they do not fill the network.
+    """
+    recipe = {"files": voc.stats(files), "network": network}
+
+    def make(folder: Path) -> None:
+        filled = net()
+        for line in published.fill(filled, files):
+            session.console.line(f"[{name}] {line}")
+        torch.save(filled.state_dict(), folder / MODEL)
+
+    return session.build(name, recipe, make)
+
+
 def load(net: Net, path: Path) -> Net:
-    """`net` with the weights of `model.pt` in an artifact's folder, ready for inference on this process's device."""
+    """`net` with the weights of `model.pt` in an artifact's folder, ready for inference."""
     net.load_state_dict(torch.load(path / MODEL, map_location="cpu", weights_only=True))
+    return ready(net)
+
+
+def ready(net: Net) -> Net:
+    """`net` for inference on this process's device."""
     return net.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_parts(net: nn.Module, path: Path, parts: dict[str, str]) -> None:
-    """Start parts of `net` from parts of another stage's `model.pt`: {name in `net`: name there}."""
+    """Start parts of `net` from parts of another stage's `model.pt`: {name in `net`: name there, "" being all}."""
     state = torch.load(path / MODEL, map_location="cpu", weights_only=True)
     for own, other in parts.items():
-        prefix = other + "."
+        prefix = f"{other}." if other else ""
         net.get_submodule(own).load_state_dict(
             {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         )
@@ -244,9 +279,8 @@ def _train(config: dict[str, Any]) -> None:
         waited = time.perf_counter() - waiting
         for group in optimizer.param_groups:
             group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
-        losses = model(batch)
         optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
+        losses = accumulate(model, batch, loop.micro_batch or local_batch)
         optimizer.step()
         step += 1
         log.step(step, losses, optimizer.param_groups[0]["lr"], local_batch * workers, waited)
@@ -256,6 +290,31 @@ def _train(config: dict[str, Any]) -> None:
             break
         waiting = time.perf_counter()
     _report(train.epochs, net, optimizer, rank)
+
+
+def accumulate(model: nn.Module, batch: Batch, micro_batch: int) -> dict[str, Tensor]:
+    """Gradients of a batch, a few images at a time, so that a large one needs no more memory than these.
+
+    Args:
+        model: gives named losses; under DDP its workers exchange gradients once, with the last images.
+        batch: columns (N, ...).
+        micro_batch: images at a time.
+
+    Returns:
+        the losses, detached: means over the parts, by their numbers of images.
+    """
+    images = len(batch["image"])
+    total: dict[str, Tensor] = {}
+    for first in range(0, images, micro_batch):
+        part = {name: column[first : first + micro_batch] for name, column in batch.items()}
+        share = len(part["image"]) / images
+        last = first + micro_batch >= images
+        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():  # type: ignore[operator]
+            losses = {name: value * share for name, value in model(part).items()}
+            torch.stack(list(losses.values())).sum().backward()
+        for name, value in losses.items():
+            total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
+    return total
 
 
 def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:

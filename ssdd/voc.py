@@ -356,6 +356,46 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
     return hashlib.sha256(json.dumps([folder.classes, ids, stats]).encode()).hexdigest()
 
 
+def stats(paths: Sequence[Path]) -> str:
+    """A hash (hex SHA-256) of files' names, sizes and modification times."""
+    return hashlib.sha256(json.dumps([(str(path), *_stat(path)) for path in paths]).encode()).hexdigest()
+
+
+def find_masks(folder: VOCFolder, ids: Sequence[str], masks: Path, workers: int = 8) -> list[Path]:
+    """Another method's masks ID.png of a folder's images, each decoded and checked.
+
+    Raises one DataError that lists every mask that is missing, does not decode, has another size than its image, or
+    has a value that is no class (255, too: such a mask has to name a class at every pixel).
+    """
+    if not masks.is_dir():
+        raise DataError(f"{masks}: no such folder; give the folder that holds the masks ID.png")
+    images = folder._images()
+
+    def check(image_id: str) -> tuple[Path, list[_Problem]]:
+        path = masks / f"{image_id}.png"
+        problems: list[_Problem] = []
+        with _collecting(problems):
+            if not path.is_file():
+                raise _fault("missing mask", str(path))
+            mask = read_mask(path)
+            with _decoding(images[image_id][0], "unreadable image") as data:
+                width, height = _open_image(data).size
+            if mask.shape != (height, width):
+                raise _fault(
+                    "bad mask", f"{path}: size {mask.shape[1]}x{mask.shape[0]}, but the image has {width}x{height}"
+                )
+            if mask.max() >= folder.num_classes:
+                raise _fault("bad mask", f"{path}: value {mask.max()} outside 0..{folder.num_classes - 1}")
+        return path, problems
+
+    with ThreadPoolExecutor(workers) as pool:
+        checked = list(pool.map(check, ids))
+    problems = [problem for _, found in checked for problem in found]
+    if problems:
+        raise _listing(str(masks), problems)
+    return [path for path, _ in checked]
+
+
 def _stat(path: Path) -> tuple[int, int]:
     try:
         stat = path.stat()

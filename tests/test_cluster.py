@@ -159,3 +159,19 @@ def test_where_nothing_answers_the_message_says_so(scheme, gone, listening, monk
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ResourceError, match="unset RAY_ADDRESS"):
         find_cluster()
+
+
+@given(cpus=st.integers(1, 64), gpus=st.integers(0, 8), nodes=st.integers(1, 4), wanted=st.integers(1, 6))
+def test_lanes_fit_into_the_cluster_together(cpus, gpus, nodes, wanted):
+    nodes = min(nodes, cpus)
+    gpus = min(gpus, cpus)
+    plan = make_plan(cpus, gpus, nodes, None, None)
+    lane, count = cluster.lanes(plan, cpus, wanted)
+    assert 1 <= count <= wanted
+    assert count * lane.workers <= plan.workers
+    assert lane.workers >= 1
+    assert lane.crf_actors >= 1
+    assert lane.data_tasks >= 1
+    assert count * lane.unit * (lane.workers + lane.crf_actors + lane.data_tasks) <= cpus + 1e-9
+    if wanted == 1:
+        assert lane == plan

@@ -1,12 +1,14 @@
 """The dense CRF and the function of its pool."""
 
+import io
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ssdd import pool
+from ssdd import crf_rows, maps, pool, voc
 from ssdd.crf import CRFParams, dense_crf
 
 HEIGHT, WIDTH = 20, 30
@@ -152,3 +154,22 @@ def test_pool_function_accepts_half_precision():
 def test_crf_processes_import_no_torch():
     code = "import sys, ssdd.crf, ssdd.pool, ssdd.crf_rows; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_sharper_unary_term_leaves_the_crf_less_to_say():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(3), (20, 24)).transpose(2, 0, 1).astype(np.float32)
+    png = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(png, "PNG")
+    row = {
+        "image_id": "a",
+        "image": png.getvalue(),
+        "dynamic": maps.pack(probs),
+    }
+
+    def changed(sharpen):
+        (out,) = crf_rows.segment(("dynamic",), CRFParams(), 0.0, sharpen, [row])
+        return (voc.read_mask(out["dynamic"]) != voc.read_mask(out["dynamic_crf"])).mean()
+
+    plain, published, sure = changed(0), changed(10), changed(1000)
+    assert plain > published > 0.05 > sure

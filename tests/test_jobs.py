@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,6 +126,96 @@ def test_evaluate_job_scores_another_folder(places, tmp_path):
     assert 0 <= scores["val.dynamic"] <= 100
     assert (workspace / "figures" / "predictions-other-val.png").is_file()
     assert [path.read_bytes() for path in kept] == before
+
+
+def test_evaluate_writes_the_archive_of_vocs_test_server(places, tmp_path):
+    folder, workspace = places
+    run_job("evaluate", "--workspace", workspace, "--submission", tmp_path / "out" / "results.tgz")
+    ids = voc.read_split(voc.open_folder(folder), "val")
+    with tarfile.open(tmp_path / "out" / "results.tgz") as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive}
+    assert set(members) == {f"results/VOC2012/Segmentation/comp6_test_cls/{i}.png" for i in ids}
+    (predictions,) = [p for p in (workspace / "artifacts").glob("predictions-*") if open_table(p).rows == len(ids)]
+    rows = {row["image_id"]: row["dynamic_crf"] for row in open_table(predictions)}
+    for name, mask in members.items():
+        np.testing.assert_array_equal(voc.read_mask(mask), voc.read_mask(rows[Path(name).stem]))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.tgz"]
+
+
+def test_compare_job_repeats_what_differs_and_prints_means_and_spread(places, capsys):
+    folder, workspace = places
+    before = artifacts(workspace)
+    args = [*SMALL, "--workers", "2", "--compare.seeds", "0", "1"]
+    run_job("compare", *args, "--data", folder, "--workspace", workspace)
+    new = sorted(name.rsplit("-", 1)[0] for name in set(artifacts(workspace)) - set(before))
+    fixed = ["baseline_knowledge", "baseline_refined"]  # with seed 0 the rest is there already
+    assert new == sorted(["static", "refined", "dynamic", "baseline", *fixed, *fixed, "predictions", "predictions"])
+    record = json.loads((workspace / "compare.json").read_text())
+    assert record["seeds"] == [0, 1]
+    for name in ("baseline_knowledge", "baseline", "baseline_refined", "dynamic", "dynamic_crf"):
+        score = record["scores"][f"val.{name}"]
+        assert score["mean"] == pytest.approx(sum(score["values"]) / 2)
+        assert all(0 <= value <= 100 for value in score["values"])
+    out = capsys.readouterr().out
+    assert "2 seeds, 2 at a time" in out
+    assert "seed 1: [dynamic] done" in out
+    assert re.search(r"SSDD \+ CRF +\d+\.\d \+- \d", out)
+    assert {p.stem for p in (workspace / "figures").glob("predictions-val-*")} == {
+        "predictions-val-seed0",
+        "predictions-val-seed1",
+    }
+
+
+def test_a_second_round_starts_from_the_first_ones_masks(places, capsys):
+    folder, workspace = places
+    run_job("dynamic", *SMALL, "--rounds", "2", "--data", folder, "--workspace", workspace)
+    metrics = json.loads((workspace / "metrics.json").read_text())
+    assert {"round1.train.refined", "train.knowledge", "train.refined", "val.dynamic"} <= set(metrics)
+    assert "round 2: [relabelled] done" in capsys.readouterr().out
+    (made,) = [open_table(p) for p in (workspace / "artifacts").glob("relabelled-*")]
+    images = {row["image_id"]: row for row in open_table(next((workspace / "artifacts").glob("images-train-*")))}
+    for row in made:
+        image = images[row["image_id"]]
+        for name in ("knowledge", "advice"):
+            assert set(np.unique(voc.read_mask(row[name]))) <= {0, *image["presence"]}
+
+
+@pytest.fixture
+def two_methods(places, tmp_path):
+    """Folders of masks: the truth with a class's edge eaten away, and the truth itself."""
+    folder, _ = places
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    for image_id in voc.read_split(voc.open_folder(folder), "train"):
+        truth = voc.read_mask(folder / "SegmentationClass" / f"{image_id}.png")
+        after = np.where(truth == 255, 0, truth).astype(np.uint8)
+        before = np.where(np.roll(after, 5, axis=1) == after, after, 0).astype(np.uint8)
+        (tmp_path / "after" / f"{image_id}.png").write_bytes(voc.encode_mask(after))
+        (tmp_path / "before" / f"{image_id}.png").write_bytes(voc.encode_mask(before))
+    return "--knowledge", tmp_path / "before", "--advice", tmp_path / "after"
+
+
+def test_static_job_refines_two_folders_of_masks_without_seeds(places, two_methods, tmp_path, capsys):
+    folder, _ = places
+    workspace = tmp_path / "w"
+    run_job("static", *SMALL, *two_methods, "--data", folder, "--workspace", workspace)
+    made = {name.rsplit("-", 1)[0] for name in artifacts(workspace)}
+    assert made == {"images-train", "backbone", "masks", "static", "refined"}
+    out = capsys.readouterr().out
+    assert "there advice is true in 100 %" in out
+    assert "train.refined" in out
+
+
+def test_masks_that_do_not_fit_are_listed_before_anything_is_trained(places, two_methods, tmp_path):
+    folder, _ = places
+    first, second, *_ = voc.read_split(voc.open_folder(folder), "train")
+    (tmp_path / "after" / f"{first}.png").unlink()
+    (tmp_path / "after" / f"{second}.png").write_bytes(voc.encode_mask(np.full((3, 3), 200, np.uint8)))
+    with pytest.raises(SystemExit) as error:
+        run_job("static", *SMALL, *two_methods, "--data", folder, "--workspace", tmp_path / "w")
+    assert f"{first}.png" in str(error.value)
+    assert f"{second}.png: size 3x3, but the image has" in str(error.value)
+    assert not list((tmp_path / "w" / "artifacts").glob("static-*"))
 
 
 def test_evaluate_refuses_other_classes(places, tmp_path, capsys):

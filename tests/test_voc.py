@@ -17,12 +17,14 @@ from ssdd.voc import (
     VOC_CLASSES,
     DataError,
     encode_mask,
+    find_masks,
     fingerprint,
     load_records,
     open_folder,
     read_image,
     read_mask,
     read_split,
+    stats,
     voc_palette,
 )
 
@@ -536,3 +538,44 @@ def test_real_palette_and_mask_size():
     with Image.open(record.mask_path) as image:
         assert image.getpalette() == voc_palette().ravel().tolist()
     assert len(encode_mask(read_mask(record.mask_path))) <= record.mask_path.stat().st_size
+
+
+def test_masks_of_another_method(two, tmp_path):
+    folder = open_folder(two.root)
+    ids = read_split(folder, "train")
+    masks = tmp_path / "masks"
+    with pytest.raises(DataError, match="no such folder"):
+        find_masks(folder, ids, masks)
+    masks.mkdir()
+    for image_id in ids:
+        (masks / f"{image_id}.png").write_bytes(encode_mask(mask_of(0, 1)))
+    paths = find_masks(folder, ids, masks)
+    assert paths == [masks / f"{image_id}.png" for image_id in ids]
+    before = stats(paths)
+    touch(paths[0])
+    assert stats(paths) != before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "missing mask"),
+        (encode_mask(np.zeros((2, 3), np.uint8)), "size 3x2, but the image has 8x6"),
+        (encode_mask(mask_of(0, 255)), "value 255 outside 0..20"),
+        (encode(pixels(), "PNG"), "not a palette PNG"),
+        (b"no picture", "not a palette PNG"),
+    ],
+)
+def test_a_mask_of_another_method_that_does_not_fit(two, tmp_path, content, message):
+    folder = open_folder(two.root)
+    first, *rest = read_split(folder, "train")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for image_id in rest:
+        (masks / f"{image_id}.png").write_bytes(encode_mask(mask_of(0, 1)))
+    if content is not None:
+        (masks / f"{first}.png").write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        find_masks(folder, [first, *rest], masks)
+    assert f"{first}.png" in str(error.value)
+    assert len(error.value.problems) == 1

@@ -1,8 +1,8 @@
-"""What is said of scores; the scoring itself runs in test_jobs.py."""
+"""What is said of scores."""
 
 import pytest
 
-from ssdd.evaluate import Scores, collapsed, table_lines
+from ssdd.report import Scores, collapsed, table_lines
 
 CLASSES = ("background", "cat", "dog")
 

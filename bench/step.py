@@ -1,0 +1,95 @@
+"""Time and peak memory of training steps at a preset's full size, and the hours that VOC's 10,582 images would take.
+
+    python bench/step.py [--preset paper] [--stage static|dynamic] [--batch 1] [--micro-batch N] [--steps 2]
+
+Weights are random and images are smooth noise: neither changes what a step costs. The CRF of a dynamic step runs in
+this process, image by image, as in the published code; its share is shown apart.
+"""
+
+import argparse
+import resource
+import time
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+from ssdd import config, dynamic, networks, pool, static, training
+
+IMAGES = 10_582  # VOC's train_aug
+CLASSES = 21
+
+
+class TimedCRF:
+    """`pool.refine`, and the seconds that it took."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self, *args):
+        begun = time.perf_counter()
+        masks = pool.refine(*args)
+        self.seconds += time.perf_counter() - begun
+        return masks
+
+
+def build(chosen, stage, crf):
+    if stage == "static":
+        return static.StaticTask(chosen.network, chosen.static, CLASSES, None), networks.StaticNet
+    return dynamic.DynamicTask(chosen.network, chosen.dynamic, CLASSES, None, crf), networks.DynamicNet
+
+
+def batch_of(task, images, where):
+    generator = torch.Generator().manual_seed(0)
+    crop = task.train.augment.crop
+    noise = F.interpolate(torch.rand(images, 3, 12, 12, generator=generator), (crop, crop), mode="bicubic")
+    presence = torch.zeros(images, CLASSES, dtype=torch.bool)
+    presence[:, [0, 8, 15]] = True
+    size = task.sampling.mask_size
+    masks = {}
+    for name in task.sampling.masks:
+        coarse = torch.rand(images, 1, 6, 6, generator=generator)
+        masks[name] = ((F.interpolate(coarse, (size, size), mode="bilinear")[:, 0] > 0.5) * 8).byte().to(where)
+    return {"image": (noise * 255).clamp(0, 255).byte().to(where), "presence": presence.to(where), **masks}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=config.PRESETS, default="paper")
+    parser.add_argument("--stage", choices=("static", "dynamic"), default="dynamic")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--steps", type=int, default=2)
+    args = parser.parse_args()
+    chosen = config.PRESETS[args.preset]()
+    where = training.device()
+    crf = TimedCRF()
+    task, kind = build(chosen, args.stage, crf)
+    train = replace(task.train, batch_size=args.batch)
+    net = kind(chosen.network, CLASSES).to(where, memory_format=torch.channels_last)
+    optimizer = training.optimizer_for(net, train)
+    model = training._Losses(task, net).train()
+    batch = batch_of(task, args.batch, where)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        losses = training.accumulate(model, batch, args.micro_batch or args.batch)
+        optimizer.step()
+        return {name: round(float(value), 3) for name, value in losses.items()}
+
+    print(f"{args.preset} {args.stage}, {where}, batch {args.batch} in parts of {args.micro_batch or args.batch}")
+    print("first step:", step())
+    crf.seconds, begun = 0.0, time.perf_counter()
+    for _ in range(args.steps):
+        losses = step()
+    seconds = (time.perf_counter() - begun) / args.steps
+    peak = torch.cuda.max_memory_allocated() / 2**30 if where.type == "cuda" else 0.0
+    peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    hours = IMAGES * task.train.epochs * seconds / args.batch / 3600
+    print("last step:", losses)
+    print(f"{seconds:.2f} s a step, {args.batch / seconds:.2f} images/s, CRF {crf.seconds / args.steps:.2f} s")
+    print(f"peak memory {peak:.1f} GiB; {task.train.epochs} epochs of {IMAGES} images: {hours:.0f} h")
+
+
+if __name__ == "__main__":
+    main()

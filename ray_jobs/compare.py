@@ -1,0 +1,12 @@
+"""The paper's comparison: the same network and schedule on knowledge, advice (PSA retrained), m^D0, and SSDD.
+
+    python ray_jobs/compare.py [--compare.seeds 0 1] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+
+Prints the mean IoU of each with its spread over the seeds; writes `compare.json` into the workspace.
+"""
+
+from ssdd import compare
+from ssdd.jobs import job
+
+if __name__ == "__main__":
+    job("compare", compare.run, __doc__)

@@ -1,0 +1,130 @@
+"""Stage 5: the paper's comparison (sec. 5.3). The same network with the same schedule on four kinds of masks."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from ssdd import cluster, dynamic, evaluate, images, knowledge, static
+from ssdd.images import Images
+from ssdd.report import Scores, per_class_lines
+from ssdd.seeds import Seeds
+from ssdd.session import Session
+from ssdd.store import Artifact, write_text
+
+ROWS = {
+    "baseline_knowledge": "knowledge m^K0",
+    "baseline": "advice m^A0 (PSA retrained)",
+    "baseline_refined": "m^D0 (static only)",
+    "dynamic": "SSDD",
+}
+"""Names of the models as in the scores of the other jobs, and what they learn from."""
+RESULT = "compare.json"
+_ENDINGS = {"": "", "_crf": " + CRF"}
+T = TypeVar("T")
+
+
+def run(session: Session) -> Scores:
+    """Train and score every row with every seed, side by side where the cluster has room; mean IoUs over the seeds.
+
+    PSA's seeds are made once. Writes `compare.json`: for each score its mean, standard deviation and the values.
+    """
+    config = session.config
+    test = images.run(session, config.split, need_labels=False)
+    made = knowledge.run(session)
+    plan, count = cluster.lanes(session.plan, ray.cluster_resources()["CPU"], len(config.compare.seeds))
+    session.console.line(f"{len(config.compare.seeds)} seeds, {count} at a time")
+
+    def one(seed: int) -> Scores:
+        with session.child(replace(config, seed=seed), f"seed {seed}", plan) as own:
+            return _one(own, made, test)
+
+    scores = _side_by_side(one, config.compare.seeds, count)
+    write_text(session.workspace / RESULT, json.dumps(summary(config.compare.seeds, scores), indent=1) + "\n")
+    mean = average(scores)
+    session.tracker.metrics(mean.mean)
+    for line in lines(config.split, scores):
+        print(line)
+    return mean
+
+
+def _one(session: Session, made: Seeds, test: Images) -> Scores:
+    refined = static.run(session, made)
+    scores = evaluate.score_refined(session, refined)
+    models: dict[str, Artifact] = {
+        "baseline_knowledge": dynamic.run_fixed(session, refined, "knowledge"),
+        "baseline": dynamic.run_fixed(session, refined, "advice"),
+        "baseline_refined": dynamic.run_fixed(session, refined, "refined"),
+        "dynamic": dynamic.run(session, refined),
+    }
+    if session.config.seed == session.config.compare.seeds[0]:
+        evaluate.remember(session, made.images.classes, models)
+    folders: dict[str, Path] = {name: models[name].path for name in ROWS}
+    return scores | evaluate.score_models(
+        session, test, folders, session.config.network, made.images.classes, session.config.split
+    )
+
+
+def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int) -> list[T]:
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            return list(pool.map(function, items))
+        except BaseException:
+            # Interrupted, or one of them failed: without the cluster the others end as well. Their work is kept.
+            ray.shutdown()
+            raise
+
+
+def average(scores: list[Scores]) -> Scores:
+    """The mean over the seeds of everything that every seed has."""
+    per_class: dict[str, dict[str, float | None]] = {}
+    for name, classes in scores[0].per_class.items():
+        values = {c: [s.per_class[name][c] for s in scores] for c in classes}
+        per_class[name] = {c: _mean([v for v in vs if v is not None]) for c, vs in values.items()}
+    mean = {name: statistics.fmean(s.mean[name] for s in scores) for name in scores[0].mean}
+    difference = {name: statistics.fmean(s.difference[name] for s in scores) for name in scores[0].difference}
+    return Scores(mean, per_class, difference)
+
+
+def summary(seeds: Iterable[int], scores: list[Scores]) -> dict[str, Any]:
+    """What `compare.json` holds."""
+    mean = average(scores)
+    values = {name: [s.mean[name] for s in scores] for name in mean.mean}
+    return {
+        "seeds": list(seeds),
+        "scores": {name: {"mean": statistics.fmean(v), "std": _std(v), "values": v} for name, v in values.items()},
+        "per_class": mean.per_class,
+        "difference": mean.difference,
+    }
+
+
+def lines(split: str, scores: list[Scores]) -> list[str]:
+    """The comparison for the terminal: rows like Table 1's, then mean and spread."""
+    mean = average(scores)
+    names = {
+        f"{title}{end}": f"{split}.{name}{column}" for name, title in ROWS.items() for column, end in _ENDINGS.items()
+    }
+    names = {title: name for title, name in names.items() if name in mean.mean}
+    if not names:
+        return []
+    out = per_class_lines({title: mean.per_class[name] for title, name in names.items()})
+    width = max(map(len, names))
+    out.append(f"mean IoU (%) on {split} over {len(scores)} seeds, and standard deviation")
+    for title, name in names.items():
+        values = [s.mean[name] for s in scores]
+        each = "  ".join(f"{v:.1f}" for v in values)
+        out.append(f"  {title:<{width}}  {statistics.fmean(values):5.1f} +- {_std(values):.1f}  ({each})")
+    return out
+
+
+def _std(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _mean(values: list[float]) -> float | None:
+    return statistics.fmean(values) if values else None

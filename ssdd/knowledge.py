@@ -1,0 +1,50 @@
+"""Knowledge and advice of the training list: PSA's seeds, or two folders of masks that another method made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from ssdd import images, seeds, voc
+from ssdd.images import Images
+from ssdd.seeds import Seeds
+from ssdd.session import Session, resolve
+from ssdd.tables import Row
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("knowledge", pa.binary()), ("advice", pa.binary())])
+
+
+def run(session: Session) -> Seeds:
+    """The masks in the folders that the configuration names, else PSA's."""
+    knowledge, advice = session.config.knowledge, session.config.advice
+    if knowledge is None or advice is None:
+        return seeds.run(session)
+    train = images.run(session, session.config.train_split)
+    return given(
+        session,
+        train,
+        {
+            "knowledge": resolve(knowledge, default="knowledge", flag="--knowledge"),
+            "advice": resolve(advice, default="advice", flag="--advice"),
+        },
+    )
+
+
+def given(session: Session, train: Images, folders: dict[str, Path]) -> Seeds:
+    """Masks ID.png out of two folders, as `Seeds` whose networks start from ImageNet's backbone.
+
+    Raises:
+        voc.DataError: lists every mask that is missing, unreadable, of another size than its image, or has a value
+            that is no class.
+    """
+    folder = images.open_data(session)
+    ids = [image_id for part in train.table.parts for image_id in part]
+    files = {name: voc.find_masks(folder, ids, masks) for name, masks in folders.items()}
+    recipe = {"images": train.artifact} | {name: voc.stats(paths) for name, paths in files.items()}
+
+    def rows() -> Iterator[Row]:
+        for i, image_id in enumerate(ids):
+            yield {"image_id": image_id} | {name: paths[i].read_bytes() for name, paths in files.items()}
+
+    table, artifact = session.build_table("masks", recipe, train.table.parts, SCHEMA, rows)
+    return Seeds(train, table, artifact, seeds.run_backbone(session))

@@ -1,0 +1,74 @@
+"""Means and spreads of a comparison, and how they are shown; the trainings run in test_jobs.py."""
+
+import pytest
+
+from ssdd import compare
+from ssdd.report import TABLE_1, Scores, per_class_lines
+from ssdd.voc import VOC_CLASSES
+
+SEEDS = [
+    Scores(
+        {"val.baseline": 40.0, "val.dynamic": 44.0},
+        {"val.baseline": {"a": 40.0}, "val.dynamic": {"a": 44.0}},
+        {"train.oracle": 50.0},
+    ),
+    Scores(
+        {"val.baseline": 42.0, "val.dynamic": 43.0},
+        {"val.baseline": {"a": None}, "val.dynamic": {"a": 43.0}},
+        {"train.oracle": 52.0},
+    ),
+]
+
+
+def test_the_average_is_over_the_seeds_that_have_a_class():
+    mean = compare.average(SEEDS)
+    assert mean.mean == {"val.baseline": 41.0, "val.dynamic": 43.5}
+    assert mean.per_class == {"val.baseline": {"a": 40.0}, "val.dynamic": {"a": 43.5}}
+    assert mean.difference == {"train.oracle": 51.0}
+
+
+def test_the_summary_keeps_every_value_and_their_standard_deviation():
+    record = compare.summary((3, 5), SEEDS)
+    assert record["seeds"] == [3, 5]
+    assert record["scores"]["val.baseline"] == {"mean": 41.0, "std": pytest.approx(2**0.5), "values": [40.0, 42.0]}
+    assert compare.summary((3,), SEEDS[:1])["scores"]["val.dynamic"]["std"] == 0
+
+
+def test_the_lines_show_mean_spread_and_each_seed():
+    lines = compare.lines("val", SEEDS)
+    assert lines[-2:] == [
+        "  advice m^A0 (PSA retrained)   41.0 +- 1.4  (40.0  42.0)",
+        "  SSDD                          43.5 +- 0.7  (44.0  43.0)",
+    ]
+    assert compare.lines("test", SEEDS) == []
+
+
+def test_the_papers_rows_are_shown_for_vocs_classes_only():
+    rows = {"ours": dict.fromkeys(("background", *VOC_CLASSES), 50.0)}
+    lines = per_class_lines(rows)
+    assert [line.split(" (")[0].strip() for line in lines[2:]] == list(TABLE_1)
+    assert "not comparable" in lines[2]
+    assert lines[1].split()[-1] == "50.0"
+    assert len(per_class_lines({"ours": {"background": 50.0, "cat": None}})) == 2
+    assert per_class_lines({}) == []
+
+
+@pytest.mark.parametrize(("name", "mean"), [("PSA, Table 1", 61.7), ("SSDD, Table 1", 64.9)])
+def test_table_1_has_the_papers_means(name, mean):
+    assert len(TABLE_1[name]) == 21
+    assert sum(TABLE_1[name]) / 21 == pytest.approx(mean, abs=0.06)
+
+
+def test_a_failure_is_raised_and_ends_the_cluster(monkeypatch):
+    ended = []
+    monkeypatch.setattr(compare.ray, "shutdown", lambda: ended.append(True))
+
+    def one(seed):
+        if seed == 1:
+            raise RuntimeError("seed 1")
+        return seed
+
+    with pytest.raises(RuntimeError, match="seed 1"):
+        compare._side_by_side(one, (0, 1, 2), 2)
+    assert ended == [True]
+    assert compare._side_by_side(one, (0, 2), 2) == [0, 2]
