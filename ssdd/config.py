@@ -28,7 +28,8 @@ class BackboneConfig:
     output_stride: int = 8
     """8 or 16: input pixels per pixel of the high-level features."""
     weights: str = "auto"
-    """`auto` (timm's hub, else an installed weight package), `random`, or the path of a state dict."""
+    """`auto` (timm's hub, else an installed weight package), `random`, or the path of a state dict or of MXNet's
+    `.params` file."""
     frozen_stride: int = 2
     """Layers down to this stride keep their ImageNet weights (2 in PSA); 0: all are trained. With random weights all
     are trained anyway."""
