@@ -9,4 +9,4 @@ from ssdd import compare
 from ssdd.jobs import job
 
 if __name__ == "__main__":
-    job("compare", compare.run, __doc__)
+    job("compare", compare.run, __doc__, report=compare.lines)

@@ -4,7 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import ray
 
 from ssdd import cluster, dynamic, evaluate, images, knowledge, static
 from ssdd.images import Images
-from ssdd.report import Scores, per_class_lines
+from ssdd.report import Scores, per_class_lines, table_lines
 from ssdd.seeds import Seeds
 from ssdd.session import Session
 from ssdd.store import Artifact, write_text
@@ -29,8 +29,17 @@ _ENDINGS = {"": "", "_crf": " + CRF"}
 T = TypeVar("T")
 
 
-def run(session: Session) -> Scores:
-    """Train and score every row with every seed, side by side where the cluster has room; mean IoUs over the seeds.
+@dataclass(frozen=True)
+class Comparison:
+    """The scores of every repetition."""
+
+    split: str
+    seeds: tuple[int, ...]
+    scores: list[Scores]
+
+
+def run(session: Session) -> Comparison:
+    """Train and score every row with every seed, side by side where the cluster has room.
 
     PSA's seeds are made once. Writes `compare.json`: for each score its mean, standard deviation and the values.
     """
@@ -44,13 +53,11 @@ def run(session: Session) -> Scores:
         with session.child(replace(config, seed=seed), f"seed {seed}", plan) as own:
             return _one(own, made, test)
 
-    scores = _side_by_side(one, config.compare.seeds, count)
-    write_text(session.workspace / RESULT, json.dumps(summary(config.compare.seeds, scores), indent=1) + "\n")
-    mean = average(scores)
-    session.tracker.metrics(mean.mean)
-    for line in lines(config.split, scores):
-        print(line)
-    return mean
+    seeds = config.compare.seeds
+    result = Comparison(config.split, seeds, _side_by_side(one, seeds, count))
+    write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
+    session.tracker.metrics(average(result.scores).mean)
+    return result
 
 
 def _one(session: Session, made: Seeds, test: Images) -> Scores:
@@ -91,27 +98,28 @@ def average(scores: list[Scores]) -> Scores:
     return Scores(mean, per_class, difference)
 
 
-def summary(seeds: Iterable[int], scores: list[Scores]) -> dict[str, Any]:
+def summary(result: Comparison) -> dict[str, Any]:
     """What `compare.json` holds."""
-    mean = average(scores)
-    values = {name: [s.mean[name] for s in scores] for name in mean.mean}
+    mean = average(result.scores)
+    values = {name: [s.mean[name] for s in result.scores] for name in mean.mean}
     return {
-        "seeds": list(seeds),
+        "seeds": list(result.seeds),
         "scores": {name: {"mean": statistics.fmean(v), "std": _std(v), "values": v} for name, v in values.items()},
         "per_class": mean.per_class,
         "difference": mean.difference,
     }
 
 
-def lines(split: str, scores: list[Scores]) -> list[str]:
+def lines(result: Comparison) -> list[str]:
     """The comparison for the terminal: rows like Table 1's, then mean and spread."""
+    split, scores = result.split, result.scores
     mean = average(scores)
     names = {
         f"{title}{end}": f"{split}.{name}{column}" for name, title in ROWS.items() for column, end in _ENDINGS.items()
     }
     names = {title: name for title, name in names.items() if name in mean.mean}
     if not names:
-        return []
+        return table_lines(mean)
     out = per_class_lines({title: mean.per_class[name] for title, name in names.items()})
     width = max(map(len, names))
     out.append(f"mean IoU (%) on {split} over {len(scores)} seeds, and standard deviation")
@@ -119,7 +127,8 @@ def lines(split: str, scores: list[Scores]) -> list[str]:
         values = [s.mean[name] for s in scores]
         each = "  ".join(f"{v:.1f}" for v in values)
         out.append(f"  {title:<{width}}  {statistics.fmean(values):5.1f} +- {_std(values):.1f}  ({each})")
-    return out
+    train = {name: value for name, value in mean.mean.items() if name.startswith("train.")}
+    return out + table_lines(Scores(train, {}, mean.difference))
 
 
 def _std(values: list[float]) -> float:

@@ -137,13 +137,14 @@ def _rounds(session: Session, made: Seeds) -> tuple[Models, Scores]:
     refined = static.run(session, made)
     scores = score_refined(session, refined)
     models = Models(refined, dynamic.run(session, refined), dynamic.run_fixed(session, refined, "advice"))
+    earlier: dict[str, float] = {}
     for number in range(2, config.rounds + 1):
-        earlier = {f"round{number - 1}.{name}": value for name, value in scores.mean.items() if "." in name}
+        earlier |= {f"round{number - 1}.{name}": value for name, value in scores.mean.items()}
         with session.child(config, f"round {number}", session.plan) as own:
             refined = static.run(own, dynamic.relabel(own, models))
-            scores = Scores(earlier, {}) | score_refined(own, refined)
+            scores = score_refined(own, refined)
             models = Models(refined, dynamic.run(own, refined), models.baseline)
-    return models, scores
+    return models, Scores(earlier, {}) | scores
 
 
 def rescore(session: Session, submission: Path | None = None) -> Scores:

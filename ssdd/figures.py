@@ -9,6 +9,12 @@ from ssdd import maps, voc
 from ssdd.tables import Row
 
 Panel = tuple[str, Callable[[Row], np.ndarray | None]]
+_MODELS = {
+    "baseline": "baseline (advice)",
+    "baseline_refined": "static ($m^{D0}$)",
+    "dynamic": "SSDD dynamic",
+    "dynamic_crf": "SSDD dynamic + CRF",
+}
 
 
 def refinement(rows: list[Row], classes: tuple[str, ...]) -> Figure:
@@ -31,20 +37,14 @@ def refinement(rows: list[Row], classes: tuple[str, ...]) -> Figure:
 
 
 def predictions(rows: list[Row], classes: tuple[str, ...]) -> Figure:
-    """Fig. 8: image, baseline, SSDD, SSDD with CRF, truth.
+    """Fig. 8: image, the networks' masks, truth.
 
     Args:
-        rows: with `image`, `baseline`, `dynamic`, `dynamic_crf` and `truth` (or None).
+        rows: with `image`, `truth` (or None), and masks of some of the models that `_MODELS` names.
         classes: names for the legend.
     """
-    panels: list[Panel] = [
-        ("image", _image),
-        ("baseline (advice)", _mask("baseline")),
-        ("SSDD dynamic", _mask("dynamic")),
-        ("SSDD dynamic + CRF", _mask("dynamic_crf")),
-        ("truth", _mask("truth")),
-    ]
-    return _grid(rows, panels, classes)
+    shown = [(title, _mask(name)) for name, title in _MODELS.items() if rows and name in rows[0]]
+    return _grid(rows, [("image", _image), *shown, ("truth", _mask("truth"))], classes)
 
 
 def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figure:

@@ -2,33 +2,41 @@
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from ssdd import config as configuration
 from ssdd.backbones import WeightsError
 from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
-from ssdd.report import Scores, table_lines
+from ssdd.report import table_lines
 from ssdd.session import Session
 from ssdd.training import DivergedError
 from ssdd.voc import DataError
 
+Result = TypeVar("Result")
+
 
 def job(
-    name: str, run: Callable[[Session], Scores], description: str | None, config: Callable[[], Config] | None = None
+    name: str,
+    run: Callable[[Session], Result],
+    description: str | None,
+    config: Callable[[], Config] | None = None,
+    report: Callable[[Result], list[str]] = table_lines,  # type: ignore[assignment]
 ) -> None:
-    """Run a job and print its scores; errors that the user can mend end it with their message alone.
+    """Run a job and print its result; errors that the user can mend end it with their message alone.
 
     Args:
         name: of the job and of its MLflow run.
         run: the work.
         description: for --help.
         config: reads the configuration; from the command line if None.
+        report: the result as lines for the terminal.
     """
     try:
         chosen = config() if config else configuration.parse(description=description)
         with Session(chosen, name) as session:
-            scores = run(session)
+            result = run(session)
     except (ConfigError, DataError, ResourceError, WeightsError, DivergedError) as error:
         sys.exit(f"{name}: {error}")
-    for line in table_lines(scores):
+    for line in report(result):
         print(line)

@@ -32,11 +32,15 @@ class Scores:
 
 
 def table_lines(scores: Scores) -> list[str]:
-    """The mean IoUs, and what the difference offers, as lines for the terminal."""
+    """IoU of each class, mean IoUs, and what the difference offers, as lines for the terminal."""
     if not scores.mean:
         return ["no true masks: nothing to score"]
     width = max(map(len, scores.mean))
-    lines = ["mean IoU (%)", *(f"  {name:<{width}}  {value:5.1f}" for name, value in scores.mean.items())]
+    lines = [
+        *per_class_lines(scores.per_class),
+        "mean IoU (%)",
+        *(f"  {name:<{width}}  {value:5.1f}" for name, value in scores.mean.items()),
+    ]
     d = {name.rpartition(".")[2]: value for name, value in scores.difference.items()}
     if d:
         lines.append(
