@@ -113,6 +113,13 @@ def test_presets_are_valid(preset):
         ({"workers": 0}, ["--workers"]),
         ({"part_size": 0}, ["--part-size"]),
         ({"inference_batch": 0}, ["--inference-batch"]),
+        ({"micro_batch": 0}, ["--micro-batch"]),
+        ({"rounds": 0}, ["--rounds"]),
+        ({"compare__seeds": ()}, ["--compare.seeds"]),
+        ({"compare__seeds": (1, 1)}, ["--compare.seeds"]),
+        ({"evaluate__sharpen": -1}, ["--evaluate.sharpen"]),
+        ({"knowledge": Path("k")}, ["--advice: is needed too"]),
+        ({"advice": Path("a")}, ["--knowledge: is needed too"]),
         (
             {"static__train__epochs": 0, "workers": -1, "dynamic__alpha": -0.1},
             ["--static.train.epochs", "--workers", "--dynamic.alpha"],
@@ -139,7 +146,14 @@ def test_parse_checks_what_it_read():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_dict_and_json_round_trip(preset):
-    config = changed(PRESETS[preset](), data=Path("/somewhere"), workers=2, static__bias__presence=False)
+    config = changed(
+        PRESETS[preset](),
+        data=Path("/somewhere"),
+        workers=2,
+        static__bias__presence=False,
+        dynamic__weights=(Path("seg.pth"), Path("ssdd.pth")),
+        compare__seeds=(3,),
+    )
     back = from_dict(json.loads(json.dumps(to_dict(config))))
     assert back == config
     assert isinstance(back, Config)
