@@ -1,8 +1,8 @@
 """The paper's comparison: the same network and schedule on knowledge, advice (PSA retrained), m^D0, and SSDD.
 
-    python ray_jobs/compare.py [--compare.seeds 0 1] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+    python ray_jobs/compare.py [--compare.random-seeds 0 1] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 
-Prints the mean IoU of each with its spread over the seeds; writes `compare.json` into the workspace.
+Prints the mean IoU of each with its spread over the random seeds; writes `compare.json` into the workspace.
 """
 
 from ssdd import compare

@@ -1,6 +1,6 @@
 """Image labels in, masks and a trained segmentation model out: seeds, static and dynamic refinement, evaluation.
 
-python ray_jobs/dynamic.py [--preset mini|paper] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+python ray_jobs/dynamic.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 ray job submit --working-dir . -- python ray_jobs/dynamic.py ...
 """
 

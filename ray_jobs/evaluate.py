@@ -3,9 +3,9 @@
     python ray_jobs/evaluate.py [--workspace DIR] [--data DIR] [--split val] [--submission FILE] [--FIELD VALUE ...]
     python ray_jobs/evaluate.py --preset paper --data DIR --dynamic.weights SEGMENTATION.pth
 
-Every field defaults to its value in the training. A workspace without trained models gets them first; the second form
-scores SSDD's published weights instead. --submission writes the masks with CRF as VOC's test server takes them,
-results.tgz.
+Every field defaults to its value in the training, unless --preset says otherwise. A workspace without trained models
+gets them first; the second form scores SSDD's published weights instead. --submission writes the masks with CRF as
+VOC's test server takes them, results.tgz.
 """
 
 import argparse
@@ -20,7 +20,10 @@ from ssdd.session import resolve
 def read_config(args):
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--workspace", type=Path)
+    first.add_argument("--preset")
     known, _ = first.parse_known_args(args)
+    if known.preset:
+        return config.parse(args, description=__doc__)
     trained = evaluate.recall(resolve(known.workspace, default="workspace", flag="--workspace"))
     if trained is None:
         return config.parse(args, description=__doc__)

@@ -1,6 +1,6 @@
 """PSA's seeds (classifier, CAM, AffinityNet, random walk, CRF): knowledge and advice of the training list.
 
-python ray_jobs/seeds.py [--preset mini|paper] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+python ray_jobs/seeds.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 """
 
 from ssdd import evaluate, seeds

@@ -1,18 +1,36 @@
 """Seeds and their static refinement (sec. 4.1): knowledge, advice and the refined masks m^D0 of the training list.
 
-    python ray_jobs/static.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
-    python ray_jobs/static.py --data DIR --knowledge DIR --advice DIR
+    python ray_jobs/static.py [--preset NAME] [--data DIR] [--workspace DIR] [--output DIR] [--FIELD VALUE ...]
+    python ray_jobs/static.py --data DIR --knowledge DIR --advice DIR --output DIR
 
-The second refines any two folders of masks of the same images, without PSA's seeds.
+The second refines any two folders of masks of the same images, without PSA's seeds. --output writes the refined masks
+as ID.png into a new folder.
 """
 
-from ssdd import evaluate, knowledge, static
+import argparse
+from functools import partial
+from pathlib import Path
+
+from ssdd import config, evaluate, knowledge, static
+from ssdd.config import ConfigError
 from ssdd.jobs import job
+from ssdd.session import resolve
 
 
-def run(session):
-    return evaluate.score_refined(session, static.run(session, knowledge.run(session)))
+def run(output, session):
+    folder = output and resolve(output, default="refined", flag="--output")
+    if folder and folder.exists():
+        raise ConfigError(f"--output {folder}: is there already; name a new folder")
+    refined = static.run(session, knowledge.run(session))
+    scores = evaluate.score_refined(session, refined)
+    if folder:
+        evaluate.export_refined(refined, folder)
+        session.console.line(f"refined masks {folder}")
+    return scores
 
 
 if __name__ == "__main__":
-    job("static", run, __doc__)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--output", type=Path)
+    known, rest = own.parse_known_args()
+    job("static", partial(run, known.output), __doc__, partial(config.parse, rest, __doc__))

@@ -2,8 +2,9 @@
 
 import json
 import statistics
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,10 +12,11 @@ from typing import Any, TypeVar
 import ray
 
 from ssdd import cluster, dynamic, evaluate, images, knowledge, static
+from ssdd.config import ConfigError
 from ssdd.images import Images
 from ssdd.report import Scores, per_class_lines, table_lines
 from ssdd.seeds import Seeds
-from ssdd.session import Session
+from ssdd.session import Session, StoppedError
 from ssdd.store import Artifact, write_text
 
 ROWS = {
@@ -34,7 +36,7 @@ class Comparison:
     """The scores of every repetition."""
 
     split: str
-    seeds: tuple[int, ...]
+    random_seeds: tuple[int, ...]
     scores: list[Scores]
 
 
@@ -44,17 +46,19 @@ def run(session: Session) -> Comparison:
     PSA's seeds are made once. Writes `compare.json`: for each score its mean, standard deviation and the values.
     """
     config = session.config
+    if config.rounds > 1 or config.static.weights or config.dynamic.weights:
+        raise ConfigError("compare trains every row anew, in one round: leave out --rounds and the stages' weights")
     test = images.run(session, config.split, need_labels=False)
     made = knowledge.run(session)
-    plan, count = cluster.lanes(session.plan, ray.cluster_resources()["CPU"], len(config.compare.seeds))
-    session.console.line(f"{len(config.compare.seeds)} seeds, {count} at a time")
+    repeats = config.compare.random_seeds
+    plan, count = cluster.lanes(session.plan, ray.cluster_resources()["CPU"], len(repeats))
+    session.console.line(f"{len(repeats)} random seeds, {count} at a time")
 
     def one(seed: int) -> Scores:
         with session.child(replace(config, seed=seed), f"seed {seed}", plan) as own:
             return _one(own, made, test)
 
-    seeds = config.compare.seeds
-    result = Comparison(config.split, seeds, _side_by_side(one, seeds, count))
+    result = Comparison(config.split, repeats, _side_by_side(one, repeats, count, session.stop))
     write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
     session.tracker.metrics(average(result.scores).mean)
     return result
@@ -69,7 +73,7 @@ def _one(session: Session, made: Seeds, test: Images) -> Scores:
         "baseline_refined": dynamic.run_fixed(session, refined, "refined"),
         "dynamic": dynamic.run(session, refined),
     }
-    if session.config.seed == session.config.compare.seeds[0]:
+    if session.config.seed == session.config.compare.random_seeds[0]:
         evaluate.remember(session, made.images.classes, models)
     folders: dict[str, Path] = {name: models[name].path for name in ROWS}
     return scores | evaluate.score_models(
@@ -77,14 +81,20 @@ def _one(session: Session, made: Seeds, test: Images) -> Scores:
     )
 
 
-def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int) -> list[T]:
+def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int, stop: threading.Event) -> list[T]:
     with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(function, item) for item in items]
         try:
-            return list(pool.map(function, items))
-        except BaseException:
-            # Interrupted, or one of them failed: without the cluster the others end as well. Their work is kept.
-            ray.shutdown()
-            raise
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # one of them failed, or Ctrl-C: the others end with the stage that they are in, which is kept
+            if not all(future.done() for future in futures):
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+    failed = [f.exception() for f in futures if not f.cancelled() and f.exception() is not None]
+    for error in sorted(failed, key=lambda e: isinstance(e, StoppedError)):  # the cause before what it stopped
+        assert error is not None
+        raise error
+    return [future.result() for future in futures]
 
 
 def average(scores: list[Scores]) -> Scores:
@@ -94,7 +104,8 @@ def average(scores: list[Scores]) -> Scores:
         values = {c: [s.per_class[name][c] for s in scores] for c in classes}
         per_class[name] = {c: _mean([v for v in vs if v is not None]) for c, vs in values.items()}
     mean = {name: statistics.fmean(s.mean[name] for s in scores) for name in scores[0].mean}
-    difference = {name: statistics.fmean(s.difference[name] for s in scores) for name in scores[0].difference}
+    shared = [name for name in scores[0].difference if all(name in s.difference for s in scores)]
+    difference = {name: statistics.fmean(s.difference[name] for s in scores) for name in shared}
     return Scores(mean, per_class, difference)
 
 
@@ -103,7 +114,7 @@ def summary(result: Comparison) -> dict[str, Any]:
     mean = average(result.scores)
     values = {name: [s.mean[name] for s in result.scores] for name in mean.mean}
     return {
-        "seeds": list(result.seeds),
+        "random_seeds": list(result.random_seeds),
         "scores": {name: {"mean": statistics.fmean(v), "std": _std(v), "values": v} for name, v in values.items()},
         "per_class": mean.per_class,
         "difference": mean.difference,
@@ -122,7 +133,7 @@ def lines(result: Comparison) -> list[str]:
         return table_lines(mean)
     out = per_class_lines({title: mean.per_class[name] for title, name in names.items()})
     width = max(map(len, names))
-    out.append(f"mean IoU (%) on {split} over {len(scores)} seeds, and standard deviation")
+    out.append(f"mean IoU (%) on {split} over {len(scores)} random seeds, and standard deviation")
     for title, name in names.items():
         values = [s.mean[name] for s in scores]
         each = "  ".join(f"{v:.1f}" for v in values)

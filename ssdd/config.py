@@ -180,7 +180,7 @@ class EvaluateConfig:
 class CompareConfig:
     """The paper's comparison: networks that differ only in the masks that they learn from."""
 
-    seeds: tuple[int, ...] = (0, 1)
+    random_seeds: tuple[int, ...] = (0, 1)
     """One repetition for each: static stage, networks and random order. PSA's seeds are made once, with `seed`."""
 
 
@@ -305,15 +305,19 @@ def photographs() -> Config:
             alpha_low=1,
             alpha_high=8,
             alpha_walk=3,
-            walk_steps=32,
+            walk_steps=64,
             crf=CRFParams(iterations=5),
         ),
         static=StaticConfig(
-            TrainConfig(3, 8, 0.002, augment), BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3), size=256
+            TrainConfig(3, 8, 0.002, augment),
+            BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3),
+            bad_ratio=0.0,  # half of the images have a class that neither mask found: too many to leave out
+            size=256,
         ),
         dynamic=replace(
             start.dynamic,
             train=TrainConfig(2, 8, 0.002, augment),
+            bad_ratio=0.0,
             # As wide as 3 and 80 pixels are on the paper's 112-pixel masks.
             crf=CRFParams(gaussian_sxy=1.5, bilateral_sxy=40, iterations=3),
         ),
@@ -409,10 +413,13 @@ def validate(config: Config) -> None:
     check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")
     check(config.evaluate.panels >= 0, "evaluate.panels", "must not be negative")
     check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
+    for name, ratio in (("static", config.static.bad_ratio), ("dynamic", config.dynamic.bad_ratio)):
+        check(0 <= ratio <= 1, f"{name}.bad-ratio", "must lie in 0..1 (0: no image is left out)")
     check(config.evaluate.sharpen >= 0, "evaluate.sharpen", "must not be negative")
     check(config.rounds >= 1, "rounds", "must be at least 1")
-    check(bool(config.compare.seeds), "compare.seeds", "needs at least one seed")
-    check(len(set(config.compare.seeds)) == len(config.compare.seeds), "compare.seeds", "must differ from each other")
+    repeats = config.compare.random_seeds
+    check(bool(repeats), "compare.random-seeds", "needs at least one seed")
+    check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
     check(config.micro_batch is None or config.micro_batch >= 1, "micro-batch", "must be at least 1")
     both = (config.knowledge is None) == (config.advice is None)
     check(both, "knowledge" if config.knowledge is None else "advice", "is needed too: give both folders, or neither")

@@ -1,5 +1,7 @@
 """What decides whether a difference detection can gain anything, wherever the truth is at hand (secs. 3.2 and 5.2)."""
 
+import math
+
 import numpy as np
 
 from ssdd.metrics import ConfusionMatrix
@@ -32,10 +34,9 @@ class DifferenceReport:
         knowledge: np.ndarray,
         advice: np.ndarray,
         truth: np.ndarray,
-        d_knowledge: np.ndarray,
-        d_advice: np.ndarray,
+        *d: np.ndarray,
     ) -> None:
-        """Add an image: masks (H, W) and DD-Net's probabilities (H, W) in 0..1."""
+        """Add an image: masks (H, W), and DD-Net's probabilities d^K and d^A (H, W) in 0..1 if there are any yet."""
         labelled = truth < self.num_classes
         differ = (knowledge != advice) & labelled
         advice_true, knowledge_true = differ & (advice == truth), differ & (knowledge == truth)
@@ -44,13 +45,15 @@ class DifferenceReport:
         self.advice_true += int(advice_true.sum())
         self.knowledge_true += int(knowledge_true.sum())
         self.oracle.update(np.where(advice_true, advice, knowledge), truth)
-        d = [np.rint(np.clip(values, 0, 1) * _LEVELS).astype(np.int64) for values in (d_knowledge, d_advice)]
+        if not d:
+            return
+        d_levels = [np.rint(np.clip(values, 0, 1) * _LEVELS).astype(np.int64) for values in d]
         for who, where in enumerate((knowledge_true, advice_true)):
-            self.by_knowledge[who] += np.bincount(d[0][where], minlength=_LEVELS + 1)
-            self.by_gap[who] += np.bincount((d[0] - d[1])[where] + _LEVELS, minlength=2 * _LEVELS + 1)
+            self.by_knowledge[who] += np.bincount(d_levels[0][where], minlength=_LEVELS + 1)
+            self.by_gap[who] += np.bincount((d_levels[0] - d_levels[1])[where] + _LEVELS, minlength=2 * _LEVELS + 1)
         for mask in (0, 1):
-            self.reliability[mask, 0] += np.bincount(d[mask][labelled], minlength=_LEVELS + 1)
-            self.reliability[mask, 1] += np.bincount(d[mask][differ], minlength=_LEVELS + 1)
+            self.reliability[mask, 0] += np.bincount(d_levels[mask][labelled], minlength=_LEVELS + 1)
+            self.reliability[mask, 1] += np.bincount(d_levels[mask][differ], minlength=_LEVELS + 1)
 
     def metrics(self) -> dict[str, float]:
         """Shares of pixels in percent, AUCs in 0..1, and the mean IoU in percent that choosing by the truth gives.
@@ -58,10 +61,10 @@ class DifferenceReport:
         `differing`: share of the labelled pixels where the masks differ; `advice_true`, `advice_false`: of those, the
         shares |S^{A,T}| and |S^{A,F}| (sec. 3.2 supposes that the first is the larger); `knowledge_true`: the part of
         the latter where knowledge is the truth; `auc_knowledge` and `auc_gap`: how well d^K, and d^K - d^A (eq. 3),
-        tell true advice from true knowledge; `oracle`: see above.
+        tell true advice from true knowledge; `oracle`: see above. What cannot be said is left out.
         """
         differing = max(self.differing, 1)
-        return {
+        values = {
             "differing": 100 * self.differing / max(self.pixels, 1),
             "advice_true": 100 * self.advice_true / differing,
             "advice_false": 100 * (self.differing - self.advice_true) / differing,
@@ -70,6 +73,7 @@ class DifferenceReport:
             "auc_gap": auc(self.by_gap[0], self.by_gap[1]),
             "oracle": 100 * self.oracle.mean_iou(),
         }
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def calibration(self, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reliability of d^K (row 0) and d^A (row 1).

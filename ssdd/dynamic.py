@@ -47,7 +47,7 @@ class Start:
 def start_of(session: Session, refined: Refined) -> Start:
     """As `dynamic.init` says."""
     kind = session.config.dynamic.init
-    return Start(kind, refined.net if kind == "static" else refined.seeds.start)
+    return Start(kind, refined.net if kind == "static" else seeds.start_of(session, refined.seeds))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def run(session: Session, refined: Refined) -> Artifact:
     """Train SSDD's segmentation network; every iteration's CRF runs on a pool of Ray CPU actors."""
     config, made = session.config, refined.seeds
     if config.dynamic.weights:
-        return published(session, len(made.images.classes))
+        return published(session, made.images.classes)
     start = start_of(session, refined)
     recipe = {
         "refined": refined.artifact,
@@ -81,12 +81,12 @@ def run(session: Session, refined: Refined) -> Artifact:
         pool.close()
 
 
-def published(session: Session, classes: int) -> Artifact:
+def published(session: Session, classes: tuple[str, ...]) -> Artifact:
     """The network of the published checkpoints that `dynamic.weights` names; the segmentation one alone will do."""
     config = session.config
     kind = DynamicNet if len(config.dynamic.weights) > 1 else SegmentationNet
-    make = partial(kind, config.network, classes)
-    return training.convert(session, "dynamic", config.dynamic.weights, config.network, make)
+    make = partial(kind, config.network, len(classes))
+    return training.convert(session, "dynamic", config.dynamic.weights, config.network, classes, make)
 
 
 def run_fixed(session: Session, refined: Refined, column: str) -> Artifact:
@@ -255,7 +255,7 @@ def relabel(session: Session, models: Models) -> Seeds:
         session.plan,
     )
     table, artifact = session.build_table("relabelled", recipe, made.images.table.parts, SEED_SCHEMA, infer)
-    return Seeds(made.images, table, artifact, made.start)
+    return Seeds(made.images, table, artifact, made.classifier)
 
 
 class LabelStage:

@@ -21,9 +21,9 @@ from ssdd.images import Images
 from ssdd.metrics import ConfusionMatrix
 from ssdd.report import Scores, collapsed
 from ssdd.seeds import Seeds
-from ssdd.session import Session
+from ssdd.session import Session, resolve
 from ssdd.static import Refined
-from ssdd.store import Artifact, whole_file, write_text
+from ssdd.store import Artifact, whole, write_text
 from ssdd.tables import Row, Table, read_joined
 
 METRICS = "metrics.json"
@@ -62,12 +62,13 @@ def score(
         joined: tables with `truth` and the columns.
         columns: of masks.
         classes: names, background first.
-        report: gets knowledge, advice and the difference maps of every image.
+        report: gets knowledge, advice and, where the tables have them, the difference maps of every image.
     """
     columns = list(columns)
     totals = {column: ConfusionMatrix(len(classes)) for column in columns}
     per_image: dict[str, dict[str, float]] = {}
-    for row in _rows(joined, ["truth", *columns, *(("d_knowledge", "d_advice") if report else ())]):
+    has_maps = report is not None and "d_knowledge" in joined[-1].columns()
+    for row in _rows(joined, ["truth", *columns, *(("d_knowledge", "d_advice") if has_maps else ())]):
         if row["truth"] is None:
             continue
         truth = voc.read_mask(row["truth"])
@@ -79,7 +80,8 @@ def score(
             totals[column].counts += own.counts
             per_image[row["image_id"]][column] = own.mean_iou()
         if report:
-            d = [maps.resize(maps.unpack_unit(row[f"d_{name}"]), truth.shape) for name in ("knowledge", "advice")]
+            names = ("d_knowledge", "d_advice") if has_maps else ()
+            d = [maps.resize(maps.unpack_unit(row[name]), truth.shape) for name in names]
             report.update(masks["knowledge"], masks["advice"], truth, *d)
     if not per_image:
         return Scored(Scores({}, {}), {})
@@ -95,8 +97,11 @@ def score(
 
 def score_seeds(session: Session, made: Seeds) -> Scores:
     """`train.knowledge` and `train.advice`."""
-    scores = score("train", [made.images.table, made.table], ("knowledge", "advice"), made.images.classes).scores
-    session.tracker.metrics(scores.mean)
+    report = DifferenceReport(len(made.images.classes))
+    tables = [made.images.table, made.table]
+    scores = score("train", tables, ("knowledge", "advice"), made.images.classes, report).scores
+    scores |= Scores({}, {}, _difference(report))
+    _log(session, scores)
     return scores
 
 
@@ -109,12 +114,28 @@ def score_refined(session: Session, refined: Refined) -> Scores:
     scored = score("train", tables, columns, classes, report)
     scores = scored.scores
     if scores.mean:
-        scores |= Scores({}, {}, {f"train.{name}": value for name, value in report.metrics().items()})
+        scores |= Scores({}, {}, _difference(report))
         _save(session, figures.reliability(*report.calibration()), "reliability")
-    session.tracker.metrics(scores.mean | {f"difference.{k}": v for k, v in scores.difference.items()})
+    _log(session, scores)
     chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
     _save(session, figures.refinement(chosen, classes), "refinement")
     return scores
+
+
+def _difference(report: DifferenceReport) -> dict[str, float]:
+    return {f"train.{name}": value for name, value in report.metrics().items()}
+
+
+def _log(session: Session, scores: Scores) -> None:
+    session.tracker.metrics(scores.mean | {f"difference.{k}": v for k, v in scores.difference.items()})
+
+
+def export_refined(refined: Refined, folder: Path) -> None:
+    """The refined masks as ID.png in a new folder, which appears when it is whole."""
+    with whole(folder) as aside:
+        aside.mkdir()
+        for row in refined.table:
+            (aside / f"{row['image_id']}.png").write_bytes(row["refined"])
 
 
 def run(session: Session) -> Scores:
@@ -158,17 +179,18 @@ def rescore(session: Session, submission: Path | None = None) -> Scores:
         submission: the archive for VOC's test server to write, of `dynamic_crf`.
     """
     config = session.config
-    trained = recall(session.workspace)
-    if trained is None and not config.dynamic.weights:
+    if submission:
+        submission = resolve(submission, default="results.tgz", flag="--submission")
+    if not config.dynamic.weights and recall(session.workspace) is None:
         scores = run(session)
-        if submission:
-            raise ConfigError("--submission: the workspace had no trained models; they are there now: give it again")
-        return scores
+        if not submission:
+            return scores
+    trained = recall(session.workspace)
     split = config.split
     test = images.run(session, split, need_labels=False)
     if trained is None or config.dynamic.weights:
         is_own, network, classes = False, config.network, test.classes
-        models = {"dynamic": dynamic.published(session, len(classes)).path}
+        models = {"dynamic": dynamic.published(session, classes).path}
     else:
         own = from_dict(trained.config)
         is_own = (images.data_path(config), split) == (own.data, own.split)
@@ -252,7 +274,7 @@ def score_models(
 
 def write_submission(table: Table, column: str, path: Path) -> None:
     """An archive as VOC's test server takes it: results/VOC2012/Segmentation/comp6_test_cls/ID.png."""
-    with whole_file(path) as aside, tarfile.open(aside, "w:gz") as archive:
+    with whole(path) as aside, tarfile.open(aside, "w:gz") as archive:
         for row in table:
             entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{row['image_id']}.png")
             entry.size = len(row[column])
@@ -295,6 +317,7 @@ def recall(workspace: Path) -> Trained | None:
     record = json.loads(path.read_text())
     try:
         config = replace(from_dict(record["config"]), num_cpus=None, workers=None, gpus=None)
+        config = replace(config, dynamic=replace(config.dynamic, weights=()))  # the workspace has that network now
         return Trained(to_dict(config), tuple(record["classes"]), record["models"])
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{path} was written by another version ({error}); run ray_jobs/dynamic.py again") from error

@@ -45,8 +45,12 @@ def table_lines(scores: Scores) -> list[str]:
     if d:
         lines.append(
             f"knowledge and advice differ in {d['differing']:.1f} % of the pixels; there advice is true in "
-            f"{d['advice_true']:.0f} %, knowledge in {d['knowledge_true']:.0f} %; AUC of d^K {d['auc_knowledge']:.2f}, "
-            f"of d^K - d^A {d['auc_gap']:.2f}; choosing by the truth would give {d['oracle']:.1f}"
+            f"{d['advice_true']:.0f} %, knowledge in {d['knowledge_true']:.0f} %; choosing by the truth would give "
+            f"{d['oracle']:.1f}"
+        )
+    if "auc_gap" in d:
+        lines.append(
+            f"AUC for true advice against true knowledge: d^K {d['auc_knowledge']:.2f}, d^K - d^A {d['auc_gap']:.2f}"
         )
     return lines
 

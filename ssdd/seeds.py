@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssdd import affinity, crf_rows, data, images, losses, maps, training, transforms, voc
 from ssdd.backbones import build_backbone, load_weights
-from ssdd.config import NetworkConfig, SeedsConfig, TrainConfig
+from ssdd.config import ConfigError, NetworkConfig, SeedsConfig, TrainConfig
 from ssdd.data import Sampling
 from ssdd.images import Images
 from ssdd.networks import AffinityNet, Classifier, seed_size
@@ -36,13 +36,15 @@ class Seeds:
     table: Table
     """`probs` (presence labels, half precision, stride 8), `knowledge` and `advice` (masks at the image's size)."""
     artifact: Artifact
-    start: Artifact
-    """Initialises the backbones of the later stages: the classifier (sec. 5.1), or ImageNet's backbone."""
+    classifier: Artifact | None
+    """Initialises the backbones of the later stages (sec. 5.1); None for masks that were given, see `start_of`."""
 
 
 def run(session: Session) -> Seeds:
     """All of PSA, on the training list."""
     config = session.config
+    if config.knowledge is not None:
+        raise ConfigError("--knowledge: this job makes PSA's seeds; refine given masks with ray_jobs/static.py")
     train = images.run(session, config.train_split)
     classes = len(train.classes)
     classifier = run_classifier(session, train)
@@ -88,7 +90,8 @@ def run_classifier(session: Session, train: Images) -> Artifact:
     config, classes = session.config, len(train.classes)
     if config.seeds.classifier_weights:
         make = partial(Classifier, config.network, classes - 1)
-        return training.convert(session, "classifier", (config.seeds.classifier_weights,), config.network, make)
+        files = (config.seeds.classifier_weights,)
+        return training.convert(session, "classifier", files, config.network, train.classes, make)
     pretrained = run_backbone(session)
     task = ClassifierTask(config.network, config.seeds.classifier, classes, pretrained.path)
     recipe = {
@@ -106,7 +109,8 @@ def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Art
     config = session.config
     if config.seeds.affinity_weights:
         make = partial(AffinityNet, config.network)
-        return training.convert(session, "affinity", (config.seeds.affinity_weights,), config.network, make)
+        files = (config.seeds.affinity_weights,)
+        return training.convert(session, "affinity", files, config.network, train.classes, make)
     pretrained = run_backbone(session)
     task = AffinityTask(config.network, config.seeds, len(train.classes), pretrained.path)
     recipe = {
@@ -120,8 +124,13 @@ def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Art
     return training.run(session, "affinity", recipe, task, [train.table, cams])
 
 
+def start_of(session: Session, made: Seeds) -> Artifact:
+    """What the backbones of the later stages start from: the classifier, else ImageNet's weights."""
+    return made.classifier or run_backbone(session)
+
+
 def backbone_in(start: Artifact) -> str:
-    """The prefix of the backbone in the `model.pt` of `Seeds.start`."""
+    """The prefix of the backbone in the `model.pt` of `start_of`."""
     return "" if start.name == "backbone" else "backbone"
 
 

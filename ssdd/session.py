@@ -1,6 +1,7 @@
 """What a job works with: its configuration, its workspace, the cluster's plan, progress and tracking."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,11 +18,16 @@ from ssdd.tables import Row, Table, open_table, write_table
 from ssdd.tracking import Tracker
 
 
+class StoppedError(RuntimeError):
+    """Another part of the job failed, so that this one starts no further stage."""
+
+
 class Session(AbstractContextManager):
     """Connected to Ray and MLflow. Stages are functions of a session; what they make goes through its store."""
 
     def __init__(self, config: Config, job: str):
         self.config = config
+        self.stop = threading.Event()  # shared with the children
         self.part = ""  # ends the names of pictures, see `child`
         self.console = Console()
         self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
@@ -63,6 +69,8 @@ class Session(AbstractContextManager):
 
         def announced(folder: Path) -> None:
             nonlocal ran
+            if self.stop.is_set():
+                raise StoppedError(f"[{name}] not started")
             ran = True
             self.console.line(f"[{name}] starts")
             make(folder)

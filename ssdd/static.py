@@ -66,11 +66,12 @@ def _train(session: Session, made: Seeds, classes: int) -> Artifact:
     config = session.config
     if config.static.weights:
         make = partial(StaticNet, config.network, classes)
-        return training.convert(session, "static", config.static.weights, config.network, make)
-    task = StaticTask(config.network, config.static, classes, made.start)
+        return training.convert(session, "static", config.static.weights, config.network, made.images.classes, make)
+    start = seeds.start_of(session, made)
+    task = StaticTask(config.network, config.static, classes, start)
     recipe = {
         "seeds": made.artifact,
-        "classifier": made.start,
+        "start": start,
         "network": config.network,
         "train": config.static.train,
         "bad_ratio": config.static.bad_ratio,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = "recipe.json"
-FORMAT = 1  # raise it whenever the same recipe would now give something else
+FORMAT = 2  # raise it whenever the same recipe would now give something else
 
 
 @dataclass(frozen=True)
@@ -74,19 +74,21 @@ class Store:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file that is either the old one or wholly the new one."""
-    with whole_file(path) as aside:
+    with whole(path) as aside:
         aside.write_text(text)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends without an error."""
+def whole(path: Path) -> Iterator[Path]:
+    """A path for a file or folder, which takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield aside
         os.replace(aside, path)
     finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
         aside.unlink(missing_ok=True)
 
 

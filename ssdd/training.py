@@ -9,7 +9,9 @@ import contextlib
 import json
 import math
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,9 +31,10 @@ from ssdd import data, published, voc
 from ssdd.config import NetworkConfig, TrainConfig
 from ssdd.data import Sampling
 from ssdd.progress import Event, Mailbox
-from ssdd.session import Session
+from ssdd.session import Session, resolve
 from ssdd.store import Artifact
 from ssdd.tables import Table
+from ssdd.weight_files import WeightsError
 
 MODEL = "model.pt"
 STATE = "state.pt"
@@ -114,6 +117,8 @@ def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined:
         task: what to train.
         joined: tables with the columns that the task samples.
     """
+    if session.config.micro_batch is not None:  # averages over pixels are then averaged by parts
+        recipe = recipe | {"micro_batch": session.config.micro_batch}
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
     artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
     shutil.rmtree(runs, ignore_errors=True)
@@ -161,7 +166,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
             ),
         )
         data.warm_up(plan)
-        with mailbox.listen(handle), _unwrapped(name):
+        with mailbox.listen(handle), _unwrapped(name), _own_interrupt():
             trainer.fit()
     _, final = _last_checkpoint(runs)
     assert final is not None, f"{name}: the training ended without a checkpoint"
@@ -170,13 +175,24 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
 
 
 def convert(
-    session: Session, name: str, files: tuple[Path, ...], network: NetworkConfig, net: Callable[[], nn.Module]
+    session: Session,
+    name: str,
+    files: tuple[Path, ...],
+    network: NetworkConfig,
+    classes: tuple[str, ...],
+    net: Callable[[], nn.Module],
 ) -> Artifact:
     """An artifact like `run`'s out of published weight files instead of a training.
 
     Raises:
-        backbones.WeightsError: they do not fill the network.
+        WeightsError: they do not fill the network, or the data has other classes than VOC's.
     """
+    if classes[1:] != voc.VOC_CLASSES:
+        raise WeightsError(
+            f"{', '.join(map(str, files))}: the published weights know VOC's 20 classes in VOC's order, but the data "
+            f"has {', '.join(classes[1:])}"
+        )
+    files = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
     recipe = {"files": voc.stats(files), "network": network}
 
     def make(folder: Path) -> None:
@@ -224,6 +240,19 @@ def _unwrapped(name: str) -> Iterator[None]:
             if isinstance(failure, DivergedError):
                 raise DivergedError(f"[{name}] {failure}") from None
         raise
+
+
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Give Ctrl-C back afterwards: Ray Train would keep it for a training that has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _ordered() -> ExecutionOptions:

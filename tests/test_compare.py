@@ -1,9 +1,12 @@
 """Means and spreads of a comparison, and how they are shown; the trainings run in test_jobs.py."""
 
+import threading
+
 import pytest
 
 from ssdd import compare
 from ssdd.report import TABLE_1, Scores, per_class_lines
+from ssdd.session import StoppedError
 from ssdd.voc import VOC_CLASSES
 
 SEEDS = [
@@ -29,14 +32,14 @@ def test_the_average_is_over_the_seeds_that_have_a_class():
 
 def test_the_summary_keeps_every_value_and_their_standard_deviation():
     record = compare.summary(compare.Comparison("val", (3, 5), SEEDS))
-    assert record["seeds"] == [3, 5]
+    assert record["random_seeds"] == [3, 5]
     assert record["scores"]["val.baseline"] == {"mean": 41.0, "std": pytest.approx(2**0.5), "values": [40.0, 42.0]}
     assert compare.summary(compare.Comparison("val", (3,), SEEDS[:1]))["scores"]["val.dynamic"]["std"] == 0
 
 
 def test_the_lines_show_mean_spread_and_each_seed():
     lines = compare.lines(compare.Comparison("val", (0, 1), SEEDS))
-    assert lines[lines.index("mean IoU (%) on val over 2 seeds, and standard deviation") + 1 :][:2] == [
+    assert lines[lines.index("mean IoU (%) on val over 2 random seeds, and standard deviation") + 1 :][:2] == [
         "  advice m^A0 (PSA retrained)   41.0 +- 1.4  (40.0  42.0)",
         "  SSDD                          43.5 +- 0.7  (44.0  43.0)",
     ]
@@ -58,16 +61,23 @@ def test_table_1_has_the_papers_means(name, mean):
     assert sum(TABLE_1[name]) / 21 == pytest.approx(mean, abs=0.06)
 
 
-def test_a_failure_is_raised_and_ends_the_cluster(monkeypatch):
-    ended = []
-    monkeypatch.setattr(compare.ray, "shutdown", lambda: ended.append(True))
+def test_a_failure_stops_the_others_at_their_next_stage_and_starts_no_more():
+    stop, begun = threading.Event(), []
 
     def one(seed):
+        begun.append(seed)
         if seed == 1:
             raise RuntimeError("seed 1")
-        return seed
+        assert stop.wait(10)
+        raise StoppedError("no further stage")
 
     with pytest.raises(RuntimeError, match="seed 1"):
-        compare._side_by_side(one, (0, 1, 2), 2)
-    assert ended == [True]
-    assert compare._side_by_side(one, (0, 2), 2) == [0, 2]
+        compare._side_by_side(one, (0, 1, 2, 3), 2, stop)
+    assert begun[:2] == [0, 1]
+    assert 3 not in begun
+
+
+def test_results_come_in_the_order_of_the_seeds():
+    stop = threading.Event()
+    assert compare._side_by_side(lambda seed: -seed, (3, 1, 2), 2, stop) == [-3, -1, -2]
+    assert not stop.is_set()

@@ -114,9 +114,10 @@ def test_presets_are_valid(preset):
         ({"part_size": 0}, ["--part-size"]),
         ({"inference_batch": 0}, ["--inference-batch"]),
         ({"micro_batch": 0}, ["--micro-batch"]),
+        ({"static__bad_ratio": -0.1, "dynamic__bad_ratio": 2.0}, ["--static.bad-ratio", "--dynamic.bad-ratio"]),
         ({"rounds": 0}, ["--rounds"]),
-        ({"compare__seeds": ()}, ["--compare.seeds"]),
-        ({"compare__seeds": (1, 1)}, ["--compare.seeds"]),
+        ({"compare__random_seeds": ()}, ["--compare.random-seeds"]),
+        ({"compare__random_seeds": (1, 1)}, ["--compare.random-seeds"]),
         ({"evaluate__sharpen": -1}, ["--evaluate.sharpen"]),
         ({"knowledge": Path("k")}, ["--advice: is needed too"]),
         ({"advice": Path("a")}, ["--knowledge: is needed too"]),
@@ -152,7 +153,7 @@ def test_dict_and_json_round_trip(preset):
         workers=2,
         static__bias__presence=False,
         dynamic__weights=(Path("seg.pth"), Path("ssdd.pth")),
-        compare__seeds=(3,),
+        compare__random_seeds=(3,),
     )
     back = from_dict(json.loads(json.dumps(to_dict(config))))
     assert back == config

@@ -45,7 +45,7 @@ def test_eq_3s_subtraction_can_help():
 def test_masks_that_agree_say_nothing():
     metrics = report_of([0, 1], [0, 1], [0, 1], [0.5, 0.5], [0.5, 0.5]).metrics()
     assert metrics["differing"] == metrics["advice_true"] == 0
-    assert np.isnan(metrics["auc_gap"])
+    assert "auc_gap" not in metrics  # a NaN would be no JSON
     assert metrics["oracle"] == 100
 
 
@@ -83,3 +83,15 @@ def test_calibration_of_a_calibrated_map():
     assert pixels.sum() == 2 * d.size
     np.testing.assert_allclose(mean, share, atol=0.03)
     assert (np.diff(mean[0]) > 0).all()
+
+
+def test_before_there_are_difference_maps():
+    report = DifferenceReport(2)
+    report.update(*(np.array([row], np.uint8) for row in ([0, 1], [1, 1], [1, 1])))
+    assert report.metrics() == {
+        "differing": 50.0,
+        "advice_true": 100.0,
+        "advice_false": 0.0,
+        "knowledge_true": 0.0,
+        "oracle": 100.0,
+    }

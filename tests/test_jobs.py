@@ -145,13 +145,13 @@ def test_evaluate_writes_the_archive_of_vocs_test_server(places, tmp_path):
 def test_compare_job_repeats_what_differs_and_prints_means_and_spread(places, capsys):
     folder, workspace = places
     before = artifacts(workspace)
-    args = [*SMALL, "--workers", "2", "--compare.seeds", "0", "1"]
+    args = [*SMALL, "--workers", "2", "--compare.random-seeds", "0", "1"]
     run_job("compare", *args, "--data", folder, "--workspace", workspace)
     new = sorted(name.rsplit("-", 1)[0] for name in set(artifacts(workspace)) - set(before))
     fixed = ["baseline_knowledge", "baseline_refined"]  # with seed 0 the rest is there already
     assert new == sorted(["static", "refined", "dynamic", "baseline", *fixed, *fixed, "predictions", "predictions"])
     record = json.loads((workspace / "compare.json").read_text())
-    assert record["seeds"] == [0, 1]
+    assert record["random_seeds"] == [0, 1]
     for name in ("baseline_knowledge", "baseline", "baseline_refined", "dynamic", "dynamic_crf"):
         score = record["scores"][f"val.{name}"]
         assert score["mean"] == pytest.approx(sum(score["values"]) / 2)
@@ -198,11 +198,16 @@ def two_methods(places, tmp_path):
 def test_static_job_refines_two_folders_of_masks_without_seeds(places, two_methods, tmp_path, capsys):
     folder, _ = places
     workspace = tmp_path / "w"
-    run_job("static", *SMALL, *two_methods, "--data", folder, "--workspace", workspace)
+    run_job("static", *SMALL, *two_methods, "--data", folder, "--workspace", workspace, "--output", tmp_path / "out")
     made = {name.rsplit("-", 1)[0] for name in artifacts(workspace)}
     assert made == {"images-train", "backbone", "masks", "static", "refined"}
     out = capsys.readouterr().out
     assert "there advice is true in 100 %" in out
+    ids = voc.read_split(voc.open_folder(folder), "train")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"{i}.png" for i in ids)
+    for image_id in ids:
+        before, after, refined = (voc.read_mask(tmp_path / d / f"{image_id}.png") for d in ("before", "after", "out"))
+        assert ((refined == before) | (refined == after)).all()
     assert "train.refined" in out
 
 

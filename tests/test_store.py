@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ssdd import store as store_module
-from ssdd.store import Artifact, Store, write_text
+from ssdd.store import Artifact, Store, whole, write_text
 from ssdd.tables import TableError, cut, open_table, read_joined, write_table
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("value", pa.int64())])
@@ -207,3 +207,19 @@ def test_a_table_that_was_interrupted_is_never_visible(store):
     with pytest.raises(KeyboardInterrupt):
         store.build("table", {}, lambda folder: write_table(folder, cut(IDS, 2), SCHEMA, rows()))
     assert list(store.root.iterdir()) == []
+
+
+def test_a_whole_folder_appears_or_nothing(tmp_path):
+    def make(fails):
+        with whole(tmp_path / "out") as aside:
+            aside.mkdir()
+            (aside / "a").write_text("a")
+            if fails:
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        make(fails=True)
+    assert not list(tmp_path.iterdir())
+    make(fails=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "a"

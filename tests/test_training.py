@@ -1,10 +1,15 @@
 """Gradient accumulation; the loop itself runs in test_jobs.py."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from ssdd import training
+from ssdd.config import mini
 from ssdd.training import accumulate
+from ssdd.weight_files import WeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,6 +40,11 @@ class _Silent:
 
     def __exit__(self, *_):
         self.model.silent = False
+
+
+def test_published_weights_are_refused_for_other_classes():
+    with pytest.raises(WeightsError, match=r"seg\.pth: the published weights know VOC's 20 classes.*cat, dog"):
+        training.convert(None, "dynamic", (Path("seg.pth"),), mini().network, ("background", "cat", "dog"), None)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3, 5, 8])
