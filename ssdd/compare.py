@@ -67,18 +67,18 @@ def run(session: Session) -> Comparison:
 def _one(session: Session, made: Seeds, test: Images) -> Scores:
     refined = static.run(session, made)
     scores = evaluate.score_refined(session, refined)
-    models: dict[str, Artifact] = {
-        "baseline_knowledge": dynamic.run_fixed(session, refined, "knowledge"),
-        "baseline": dynamic.run_fixed(session, refined, "advice"),
-        "baseline_refined": dynamic.run_fixed(session, refined, "refined"),
-        "dynamic": dynamic.run(session, refined),
+    train: dict[str, Callable[[], Artifact]] = {
+        "baseline_knowledge": lambda: dynamic.run_fixed(session, refined, "knowledge"),
+        "baseline": lambda: dynamic.run_fixed(session, refined, "advice"),
+        "baseline_refined": lambda: dynamic.run_fixed(session, refined, "refined"),
+        "dynamic": lambda: dynamic.run(session, refined),
     }
-    if session.config.seed == session.config.compare.random_seeds[0]:
+    config = session.config
+    models: dict[str, Artifact] = {name: train[name]() for name in ROWS if name in config.compare.rows}
+    if config.seed == config.compare.random_seeds[0] and "dynamic" in models:
         evaluate.remember(session, made.images.classes, models)
-    folders: dict[str, Path] = {name: models[name].path for name in ROWS}
-    return scores | evaluate.score_models(
-        session, test, folders, session.config.network, made.images.classes, session.config.split
-    )
+    folders: dict[str, Path] = {name: model.path for name, model in models.items()}
+    return scores | evaluate.score_models(session, test, folders, config.network, made.images.classes, config.split)
 
 
 def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int, stop: threading.Event) -> list[T]:

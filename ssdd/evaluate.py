@@ -229,7 +229,7 @@ def score_models(
     Args:
         session: cluster, workspace, tracking.
         test: the images.
-        models: folders of the models by name, `dynamic` among them.
+        models: folders of the models by name.
         network: their configuration.
         classes: that they were trained for.
         name: of the images, for the picture's file.
@@ -267,7 +267,8 @@ def score_models(
     for model in models:
         if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
-    chosen = _spread([test.table, table], scored, lambda iou: iou["dynamic"] - iou.get("baseline", 0), session)
+    last = list(models)[-1]
+    chosen = _spread([test.table, table], scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
     _save(session, figures.predictions(chosen, classes), f"predictions-{name}")
     return scored.scores
 

@@ -36,8 +36,9 @@ def table_lines(scores: Scores) -> list[str]:
     if not scores.mean:
         return ["no true masks: nothing to score"]
     width = max(map(len, scores.mean))
+    tested = {name: iou for name, iou in scores.per_class.items() if not name.startswith("train.")}
     lines = [
-        *per_class_lines(scores.per_class),
+        *per_class_lines(tested),
         "mean IoU (%)",
         *(f"  {name:<{width}}  {value:5.1f}" for name, value in scores.mean.items()),
     ]

@@ -118,6 +118,7 @@ def test_presets_are_valid(preset):
         ({"rounds": 0}, ["--rounds"]),
         ({"compare__random_seeds": ()}, ["--compare.random-seeds"]),
         ({"compare__random_seeds": (1, 1)}, ["--compare.random-seeds"]),
+        ({"compare__rows": ()}, ["--compare.rows"]),
         ({"evaluate__sharpen": -1}, ["--evaluate.sharpen"]),
         ({"knowledge": Path("k")}, ["--advice: is needed too"]),
         ({"advice": Path("a")}, ["--knowledge: is needed too"]),
