@@ -14,7 +14,7 @@ import ray
 from ssdd import cluster, dynamic, evaluate, images, knowledge, static
 from ssdd.config import ConfigError
 from ssdd.images import Images
-from ssdd.report import Scores, per_class_lines, table_lines
+from ssdd.report import Scores, mean_known, per_class_lines, table_lines
 from ssdd.seeds import Seeds
 from ssdd.session import Session, StoppedError
 from ssdd.store import Artifact, write_text
@@ -102,7 +102,7 @@ def average(scores: list[Scores]) -> Scores:
     per_class: dict[str, dict[str, float | None]] = {}
     for name, classes in scores[0].per_class.items():
         values = {c: [s.per_class[name][c] for s in scores] for c in classes}
-        per_class[name] = {c: _mean([v for v in vs if v is not None]) for c, vs in values.items()}
+        per_class[name] = {c: mean_known(vs) for c, vs in values.items()}
     mean = {name: statistics.fmean(s.mean[name] for s in scores) for name in scores[0].mean}
     shared = [name for name in scores[0].difference if all(name in s.difference for s in scores)]
     difference = {name: statistics.fmean(s.difference[name] for s in scores) for name in shared}
@@ -144,7 +144,3 @@ def lines(result: Comparison) -> list[str]:
 
 def _std(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _mean(values: list[float]) -> float | None:
-    return statistics.fmean(values) if values else None

@@ -77,11 +77,12 @@ def per_class_lines(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]
     header = " ".join(f"{c[:5]:>5}" for c in [*classes, "mean"])
     return [
         f"{'IoU (%)':<{width}} {header}",
-        *(f"{name:<{width}} {' '.join(map(_cell, [*values, _mean(values)]))}" for name, values in table.items()),
+        *(f"{name:<{width}} {' '.join(map(_cell, [*values, mean_known(values)]))}" for name, values in table.items()),
     ]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are known; None where none is."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
 
