@@ -67,7 +67,7 @@ def main():
     train = replace(task.train, batch_size=args.batch)
     net = kind(chosen.network, CLASSES).to(where, memory_format=torch.channels_last)
     optimizer = training.optimizer_for(net, train)
-    model = training._Losses(task, net).train()
+    model = training.Losses(task, net).train()
     batch = batch_of(task, args.batch, where)
 
     def step():

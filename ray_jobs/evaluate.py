@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ssdd import config, evaluate
-from ssdd.jobs import job
+from ssdd.jobs import job, own_flag
 from ssdd.session import resolve
 
 
@@ -31,7 +31,5 @@ def read_config(args):
 
 
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--submission", type=Path)
-    known, rest = own.parse_known_args()
-    job("evaluate", partial(evaluate.rescore, submission=known.submission), __doc__, partial(read_config, rest))
+    submission, rest = own_flag("--submission")
+    job("evaluate", partial(evaluate.rescore, submission=submission), __doc__, partial(read_config, rest))

@@ -7,13 +7,11 @@ The second refines any two folders of masks of the same images, without PSA's se
 as ID.png into a new folder.
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 from ssdd import config, evaluate, knowledge, static
 from ssdd.config import ConfigError
-from ssdd.jobs import job
+from ssdd.jobs import job, own_flag
 from ssdd.session import resolve
 
 
@@ -30,7 +28,5 @@ def run(output, session):
 
 
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--output", type=Path)
-    known, rest = own.parse_known_args()
-    job("static", partial(run, known.output), __doc__, partial(config.parse, rest, __doc__))
+    output, rest = own_flag("--output")
+    job("static", partial(run, output), __doc__, partial(config.parse, rest, __doc__))

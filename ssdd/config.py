@@ -315,7 +315,7 @@ def photographs() -> Config:
         ),
         crf=CRFParams(bilateral_weight=5, bilateral_sxy=40, bilateral_srgb=10, iterations=5),
         static=StaticConfig(
-            TrainConfig(8, 8, 0.003, augment),
+            TrainConfig(8, 8, 0.002, augment),
             BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3),
             bad_ratio=0.0,  # half of the images have a class that neither mask found: too many to leave out
             size=256,

@@ -31,23 +31,15 @@ class BatchCRF(Protocol):
     ) -> list[np.ndarray]: ...
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a training starts: the classifier's backbone or all of the static stage's network."""
-
-    kind: str
-    artifact: Artifact
-
-    def load(self, net: SegmentationNet, heads: dict[str, str]) -> None:
-        """Fill `net`'s backbone and, from the static stage, its heads: {name in `net`: name in `StaticNet`}."""
-        parts = {"backbone": backbone_in(self.artifact)} | (heads if self.kind == "static" else {})
-        training.load_parts(net, self.artifact.path, parts)
+def start_of(session: Session, refined: Refined) -> Artifact:
+    """Where the trainings start, as `dynamic.init` says: the classifier's backbone or the static stage's network."""
+    return refined.net if session.config.dynamic.init == "static" else seeds.start_of(session, refined.seeds)
 
 
-def start_of(session: Session, refined: Refined) -> Start:
-    """As `dynamic.init` says."""
-    kind = session.config.dynamic.init
-    return Start(kind, refined.net if kind == "static" else seeds.start_of(session, refined.seeds))
+def load_start(net: SegmentationNet, start: Artifact, heads: dict[str, str]) -> None:
+    """Fill `net`'s backbone and, from the static stage, its heads: {name in `net`: name in `StaticNet`}."""
+    parts = {"backbone": backbone_in(start)} | (heads if start.name == "static" else {})
+    training.load_parts(net, start.path, parts)
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def run(session: Session, refined: Refined) -> Artifact:
     start = start_of(session, refined)
     recipe = {
         "refined": refined.artifact,
-        "start": start.artifact,
+        "start": start,
         "network": config.network,
         "dynamic": config.dynamic,
         "seed": config.seed,
@@ -98,7 +90,7 @@ def run_fixed(session: Session, refined: Refined, column: str) -> Artifact:
     recipe = {
         "masks": masks,
         "column": column,
-        "start": start.artifact,
+        "start": start,
         "network": config.network,
         "train": config.dynamic.train,
         "seed": config.seed,
@@ -114,7 +106,7 @@ class FixedTask:
     network: NetworkConfig
     train: TrainConfig
     classes: int
-    start: Start
+    start: Artifact
     column: str
 
     @property
@@ -124,7 +116,7 @@ class FixedTask:
 
     def build(self) -> SegmentationNet:
         net = SegmentationNet(self.network, self.classes)
-        self.start.load(net, {"main": "main"})
+        load_start(net, self.start, {"main": "main"})
         return net
 
     def losses(self, net: SegmentationNet, batch: training.Batch) -> dict[str, Tensor]:
@@ -138,7 +130,7 @@ class DynamicTask:
     network: NetworkConfig
     dynamic: DynamicConfig
     classes: int
-    start: Start
+    start: Artifact
     crf: BatchCRF
 
     @property
@@ -152,7 +144,7 @@ class DynamicTask:
 
     def build(self) -> DynamicNet:
         net = DynamicNet(self.network, self.classes)
-        self.start.load(net, {"main": "main", "sub": "main", "ddnet1": "ddnet", "ddnet2": "ddnet"})
+        load_start(net, self.start, {"main": "main", "sub": "main", "ddnet1": "ddnet", "ddnet2": "ddnet"})
         return net
 
     def losses(self, net: DynamicNet, batch: training.Batch) -> dict[str, Tensor]:
@@ -245,11 +237,12 @@ def relabel(session: Session, models: Models) -> Seeds:
         "evaluate": (config.evaluate.size, config.evaluate.scales, config.evaluate.mirror),
         "crf": config.crf,
     }
+    model = {"probs": models.dynamic.path}
     infer = partial(
         data.infer,
         [made.images.table],
         ["image", "presence"],
-        partial(LabelStage, config.network, config.evaluate, len(made.images.classes), models.dynamic.path),
+        partial(PredictStage, config.network, config.evaluate, len(made.images.classes), model, present_only=True),
         partial(crf_rows.advise, config.crf),
         config.inference_batch,
         session.plan,
@@ -258,16 +251,29 @@ def relabel(session: Session, models: Models) -> Seeds:
     return Seeds(made.images, table, artifact, made.classifier)
 
 
-class LabelStage:
-    """Network actor: `probs` of the presence labels, (1 + n, s, s) at the masks' resolution."""
+class PredictStage:
+    """Network actor: probabilities of every model at the masks' resolution, packed under the model's name.
 
-    def __init__(self, network: NetworkConfig, evaluate: EvaluateConfig, classes: int, model: Path):
-        self.evaluate, self.size = evaluate, network.mask_size(evaluate.size)
-        self.net = load_segmentation(network, classes, model)
+    They are (C, s, s) of all classes, or with `present_only` (1 + n, s, s) of background and the image's own classes.
+    """
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        evaluate: EvaluateConfig,
+        classes: int,
+        models: dict[str, Path],
+        present_only: bool = False,
+    ):
+        self.evaluate, self.size, self.present_only = evaluate, network.mask_size(evaluate.size), present_only
+        self.nets = {name: load_segmentation(network, classes, path) for name, path in models.items()}
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        predicted = predict(self.net, [voc.read_image(row["image"]) for row in rows], self.evaluate, self.size)
-        for row, probs in zip(rows, predicted, strict=True):
-            present = probs[[0, *row["presence"]]]
-            row["probs"] = maps.pack((present / present.sum(0).clamp(min=1e-5)).numpy())
+        decoded = [voc.read_image(row["image"]) for row in rows]
+        for name, net in self.nets.items():
+            for row, probs in zip(rows, predict(net, decoded, self.evaluate, self.size), strict=True):
+                if self.present_only:
+                    probs = probs[[0, *row["presence"]]]
+                    probs = probs / probs.sum(0).clamp(min=1e-5)
+                row[name] = maps.pack(probs.numpy())
         return rows

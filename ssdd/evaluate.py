@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from ssdd import crf_rows, data, dynamic, figures, images, knowledge, maps, static, voc
-from ssdd.config import ConfigError, EvaluateConfig, NetworkConfig, from_dict, to_dict
+from ssdd.config import ConfigError, NetworkConfig, from_dict, to_dict
 from ssdd.diagnostics import DifferenceReport
-from ssdd.dynamic import Models, load_segmentation
+from ssdd.dynamic import Models
 from ssdd.images import Images
 from ssdd.metrics import ConfusionMatrix
 from ssdd.report import Scores, collapsed
@@ -251,7 +251,7 @@ def score_models(
         data.infer,
         [test.table],
         ["image"],
-        partial(PredictStage, network, config.evaluate, len(classes), models),
+        partial(dynamic.PredictStage, network, config.evaluate, len(classes), models),
         partial(crf_rows.segment, tuple(models), config.crf, config.evaluate.min_probability, config.evaluate.sharpen),
         config.inference_batch,
         session.plan,
@@ -280,21 +280,6 @@ def write_submission(table: Table, column: str, path: Path) -> None:
             entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{row['image_id']}.png")
             entry.size = len(row[column])
             archive.addfile(entry, io.BytesIO(row[column]))
-
-
-class PredictStage:
-    """Network actor: class probabilities of every model at the masks' resolution, packed under the model's name."""
-
-    def __init__(self, network: NetworkConfig, evaluate: EvaluateConfig, classes: int, models: dict[str, Path]):
-        self.evaluate, self.size = evaluate, network.mask_size(evaluate.size)
-        self.nets = {name: load_segmentation(network, classes, path) for name, path in models.items()}
-
-    def __call__(self, rows: list[Row]) -> list[Row]:
-        decoded = [voc.read_image(row["image"]) for row in rows]
-        for name, net in self.nets.items():
-            for row, probs in zip(rows, dynamic.predict(net, decoded, self.evaluate, self.size), strict=True):
-                row[name] = maps.pack(probs.numpy())
-        return rows
 
 
 def remember(session: Session, classes: tuple[str, ...], models: dict[str, Artifact]) -> None:

@@ -1,7 +1,9 @@
 """What the scripts in ray_jobs/ share: read the configuration, connect, run, report."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ssdd import config as configuration
@@ -14,6 +16,14 @@ from ssdd.training import DivergedError
 from ssdd.voc import DataError
 
 Result = TypeVar("Result")
+
+
+def own_flag(flag: str) -> tuple[Path | None, list[str]]:
+    """The value of a path flag that only one script has, and the command line without it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag, type=Path, dest="value")
+    known, rest = parser.parse_known_args()
+    return known.value, rest
 
 
 def job(

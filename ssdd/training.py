@@ -63,7 +63,7 @@ class Task(Protocol):
         """Named scalar losses of one batch (see `data.samples` for its columns); their sum is minimised."""
 
 
-class _Losses(nn.Module):
+class Losses(nn.Module):
     """Task and network as one module whose forward gives the losses, which is what DDP wraps."""
 
     def __init__(self, task: Task, net: nn.Module):
@@ -289,7 +289,7 @@ def _train(config: dict[str, Any]) -> None:
         optimizer.load_state_dict(state["optimizer"])
         del state
     torch.manual_seed(int(np.random.default_rng([loop.seed, loop.first_epoch, rank]).integers(2**31)))  # dropout's
-    model = ray.train.torch.prepare_model(_Losses(task, net).train())
+    model = ray.train.torch.prepare_model(Losses(task, net).train())
 
     local_batch = max(1, min(train.batch_size, loop.images) // workers)
     steps_per_epoch = max(1, loop.images // (local_batch * workers))

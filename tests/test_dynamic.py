@@ -9,7 +9,7 @@ import torch
 
 from ssdd import losses, refine, training
 from ssdd.config import BackboneConfig, NetworkConfig, mini
-from ssdd.dynamic import DynamicTask, FixedTask, Start
+from ssdd.dynamic import DynamicTask, FixedTask
 from ssdd.networks import DynamicNet, StaticNet
 from ssdd.store import Artifact
 
@@ -43,7 +43,7 @@ def net():
 
 
 def task(crf=keep_everything, **changes):
-    return DynamicTask(NETWORK, replace(mini().dynamic, **changes), CLASSES, Start("classifier", None), crf)
+    return DynamicTask(NETWORK, replace(mini().dynamic, **changes), CLASSES, None, crf)
 
 
 def test_a_step_has_the_four_losses_of_eq_15_and_trains_everything(net):
@@ -122,7 +122,7 @@ def test_the_published_target_is_an_option(net):
 
 
 def test_fixed_masks_are_the_baseline(net):
-    fixed = FixedTask(NETWORK, mini().dynamic.train, CLASSES, Start("classifier", None), "advice")
+    fixed = FixedTask(NETWORK, mini().dynamic.train, CLASSES, None, "advice")
     data = batch()
     expected = losses.segmentation_loss(net.eval()(data["image"]), data["refined"])
     torch.testing.assert_close(fixed.losses(net, {**data, "advice": data["refined"]})["main"], expected)
@@ -133,12 +133,12 @@ def test_start_from_the_static_network(tmp_path):
     static = StaticNet(NETWORK, CLASSES)
     torch.save(static.state_dict(), tmp_path / training.MODEL)
     artifact = Artifact("static", "x", tmp_path)
-    started = replace(task(), start=Start("static", artifact)).build()
+    started = replace(task(), start=artifact).build()
     for own, other in (("backbone", "backbone"), ("main", "main"), ("sub", "main"), ("ddnet2", "ddnet")):
         for name, value in static.get_submodule(other).state_dict().items():
             torch.testing.assert_close(started.get_submodule(own).state_dict()[name], value)
     torch.manual_seed(2)
-    from_classifier = replace(task(), start=Start("classifier", artifact)).build()
+    from_classifier = replace(task(), start=replace(artifact, name="classifier")).build()
     assert not torch.equal(from_classifier.main.conv1.weight, static.main.conv1.weight)
     torch.testing.assert_close(from_classifier.backbone.state_dict(), static.backbone.state_dict())
 
