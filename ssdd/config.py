@@ -174,6 +174,8 @@ class EvaluateConfig:
     which leaves the CRF less to say. 0: the CRF gets the probabilities."""
     panels: int = 12
     """Number of images in the pictures."""
+    show_data: bool = True
+    """Whether pictures show the photographs and their true masks. False for data that may not be copied."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def score_refined(session: Session, refined: Refined) -> Scores:
         _save(session, figures.reliability(*report.calibration()), "reliability")
     _log(session, scores)
     chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
-    _save(session, figures.refinement(chosen, classes), "refinement")
+    _save(session, figures.refinement(chosen, classes, session.config.evaluate.show_data), "refinement")
     return scores
 
 
@@ -244,7 +244,7 @@ def score_models(
     recipe = {
         "images": test.artifact,
         "models": {name: path.name for name, path in models.items()},
-        "evaluate": replace(config.evaluate, panels=0),  # which does not change the masks
+        "evaluate": replace(config.evaluate, panels=0, show_data=True),  # which do not change the masks
         "crf": config.crf,
     }
     infer = partial(
@@ -269,7 +269,7 @@ def score_models(
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
     last = list(models)[-1]
     chosen = _spread([test.table, table], scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
-    _save(session, figures.predictions(chosen, classes), f"predictions-{name}")
+    _save(session, figures.predictions(chosen, classes, config.evaluate.show_data), f"predictions-{name}")
     return scored.scores
 
 

@@ -17,12 +17,13 @@ _MODELS = {
 }
 
 
-def refinement(rows: list[Row], classes: tuple[str, ...]) -> Figure:
-    """Fig. 7: image, knowledge, its difference map, advice, its difference map, refined, truth.
+def refinement(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
+    """Fig. 7: image, knowledge, its difference map, advice, its difference map, refined, its gain on advice, truth.
 
     Args:
         rows: with `image`, `knowledge`, `d_knowledge`, `advice`, `d_advice`, `refined` and `truth` (or None).
         classes: names for the legend.
+        show_data: False leaves image and truth out.
     """
     panels: list[Panel] = [
         ("image", _image),
@@ -31,20 +32,25 @@ def refinement(rows: list[Row], classes: tuple[str, ...]) -> Figure:
         ("advice $m^A$", _mask("advice")),
         ("difference $d^A$", _unit("d_advice")),
         ("refined $m^D$", _mask("refined")),
+        ("against advice", _gain("refined", "advice")),
         ("truth", _mask("truth")),
     ]
-    return _grid(rows, panels, classes)
+    return _grid(rows, panels, classes, show_data)
 
 
-def predictions(rows: list[Row], classes: tuple[str, ...]) -> Figure:
-    """Fig. 8: image, the networks' masks, truth.
+def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
+    """Fig. 8: image, the networks' masks, the last one's gain on the baseline, truth.
 
     Args:
         rows: with `image`, `truth` (or None), and masks of some of the models that `_MODELS` names.
         classes: names for the legend.
+        show_data: False leaves image and truth out.
     """
-    shown = [(title, _mask(name)) for name, title in _MODELS.items() if rows and name in rows[0]]
-    return _grid(rows, [("image", _image), *shown, ("truth", _mask("truth"))], classes)
+    models = [name for name in _MODELS if rows and name in rows[0]]
+    panels: list[Panel] = [("image", _image), *((_MODELS[name], _mask(name)) for name in models)]
+    if "baseline" in models and models[-1] != "baseline":
+        panels.append(("against baseline", _gain(models[-1], "baseline")))
+    return _grid(rows, [*panels, ("truth", _mask("truth"))], classes, show_data)
 
 
 def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figure:
@@ -76,11 +82,28 @@ def _mask(column: str) -> Callable[[Row], np.ndarray | None]:
     return draw
 
 
+def _gain(column: str, other: str) -> Callable[[Row], np.ndarray | None]:
+    """Green where `column` alone is right, red where `other` alone is, grey where both are wrong in two ways."""
+
+    def draw(row: Row) -> np.ndarray | None:
+        if row["truth"] is None:
+            return None
+        mask, before, truth = (voc.read_mask(row[name]) for name in (column, other, "truth"))
+        picture = np.full((*truth.shape, 3), 255, np.uint8)
+        picture[mask != before] = (190, 190, 190)
+        picture[(mask != before) & (mask == truth)] = (0, 150, 60)
+        picture[(mask != before) & (before == truth)] = (210, 40, 40)
+        return picture
+
+    return draw
+
+
 def _unit(column: str) -> Callable[[Row], np.ndarray]:
     return lambda row: maps.unpack_unit(row[column])
 
 
-def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...]) -> Figure:
+def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...], show_data: bool) -> Figure:
+    panels = [(title, draw) for title, draw in panels if show_data or title not in ("image", "truth")]
     figure = Figure(figsize=(1.9 * len(panels), 1.6 * len(rows) + 0.5), layout="constrained")
     axes = figure.subplots(len(rows), len(panels), squeeze=False)
     shown: set[int] = set()
@@ -96,7 +119,7 @@ def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...]) -> Fig
                 axis.set_title(title, fontsize=9)
         line[0].set_ylabel(row["image_id"], fontsize=6)
         for column in ("truth", *(c for c in row if c in ("refined", "dynamic"))):
-            if row[column] is not None:
+            if row[column] is not None and (show_data or column != "truth"):
                 shown |= set(np.unique(voc.read_mask(row[column])).tolist())
     palette = voc.voc_palette() / 255
     handles = [

@@ -117,13 +117,13 @@ class DDNet(_FrozenNorm):
         """
         low = F.adaptive_avg_pool2d(low.detach(), (high.shape[-2], high.shape[-1]))
         together = torch.cat([high.detach(), low], 1)
-        return F.relu(self.norm_features(self.conv_features(_reflect(together, 1))))
+        return F.relu(_normed(self.conv_features, self.norm_features, _reflect(together, 1)))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
         # A mask value that is no class (255, padding) becomes an all-zero vector.
         one_hot = F.one_hot(mask.long().clamp(max=self.classes), self.classes + 1)[..., :-1]
-        hidden = F.relu(self.norm_mask(self.conv_mask(one_hot.movedim(-1, 1).to(features.dtype))))
+        hidden = F.relu(_normed(self.conv_mask, self.norm_mask, one_hot.movedim(-1, 1).to(features.dtype)))
         return self.predict(self.block(torch.cat([features, hidden], 1)))[:, 0]
 
 
@@ -144,9 +144,17 @@ class _ResidualBlock(nn.Module):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(_reflect(out, 1))))
-        return F.relu(self.bn3(self.conv3(out)) + self.bnd(self.downsample(x)))
+        out = F.relu(_normed(self.conv1, self.bn1, x))
+        out = F.relu(_normed(self.conv2, self.bn2, _reflect(out, 1)))
+        return F.relu(_normed(self.conv3, self.bn3, out) + _normed(self.downsample, self.bnd, x))
+
+
+def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """A convolution and the frozen batch norm after it as one convolution: no pass over the maps for the norm."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return F.conv2d(x, conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale)
 
 
 class SegmentationNet(nn.Module):

@@ -1,17 +1,19 @@
 """Backbones, their weights, and what stands on them; small inputs and random weights."""
 
+import copy
 import dataclasses
 import os
 import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssdd import backbones
-from ssdd.backbones import Features, WeightsError, build_backbone, load_weights
+from ssdd.backbones import DilatedDepthwise, Features, WeightsError, build_backbone, load_weights
 from ssdd.config import BackboneConfig, ConfigError, NetworkConfig
 from ssdd.networks import (
     AffinityNet,
@@ -444,3 +446,43 @@ def test_a_file_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"other\.pth"):
         load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "other.pth")))
+
+
+@pytest.mark.parametrize(("kernel", "dilation", "size"), [(5, 2, (12, 12)), (3, 2, (7, 10)), (3, 4, (9, 5))])
+def test_a_dilated_depthwise_convolution_by_phases_is_the_same_convolution(kernel, dilation, size):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 6, kernel, padding=dilation * (kernel - 1) // 2, dilation=dilation, groups=6, bias=True)
+    assert DilatedDepthwise.fits(plain)
+    phased = copy.deepcopy(plain)
+    phased.__class__ = DilatedDepthwise
+    x = torch.randn(2, 6, *size, requires_grad=True)
+    weights = torch.randn(2, 6, *size)
+    results = []
+    for layer in (plain, phased):
+        out = layer(x)
+        results.append([out, *torch.autograd.grad((out * weights).sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_the_same_by_phases_is_computed_so():
+    def depthwise(**changes):
+        return nn.Conv2d(
+            **(dict(in_channels=4, out_channels=4, kernel_size=3, padding=2, dilation=2, groups=4) | changes)
+        )
+
+    assert DilatedDepthwise.fits(depthwise())
+    for changes in (
+        {"groups": 1},
+        {"padding": 1},
+        {"stride": 2},
+        {"dilation": 1, "padding": 1},
+        {"padding_mode": "reflect"},
+    ):
+        assert not DilatedDepthwise.fits(depthwise(**changes)), changes
+
+
+def test_timms_dilated_layers_run_by_phases_under_their_own_names():
+    net = build_backbone(LITE)
+    assert sum(isinstance(layer, DilatedDepthwise) for layer in net.modules()) == 4
+    names = {f"net.{name}" for name in timm.create_model(LITE.name, features_only=True).state_dict()}
+    assert set(net.state_dict()) == names
