@@ -318,16 +318,18 @@ def photographs() -> Config:
         crf=CRFParams(bilateral_weight=5, bilateral_sxy=40, bilateral_srgb=10, iterations=5),
         static=StaticConfig(
             TrainConfig(8, 8, 0.002, augment),
-            BiasConfig(bias=0.1, background=0.0, vanish_ratio=0.3),
+            BiasConfig(bias=0.2, background=0.0, vanish_ratio=0.1),
             bad_ratio=0.0,  # half of the images have a class that neither mask found: too many to leave out
             size=256,
         ),
         dynamic=replace(
             start.dynamic,
-            train=TrainConfig(3, 8, 0.002, augment),
+            train=TrainConfig(4, 8, 0.002, augment),
             bad_ratio=0.0,
+            # The presence part would keep the seeds' worst errors: what the network does not confirm.
             bias1=BiasConfig(bias=0.4, background=0.0, presence=False),
-            crf=CRFParams(gaussian_sxy=1, bilateral_weight=3, bilateral_sxy=20, bilateral_srgb=10, iterations=3),
+            bias2=BiasConfig(bias=0.0, background=0.0, presence=False),
+            crf=CRFParams(gaussian_sxy=1.5, bilateral_weight=6, bilateral_sxy=30, iterations=3),
         ),
         evaluate=replace(start.evaluate, size=256),
         part_size=32,
