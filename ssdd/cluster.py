@@ -11,6 +11,7 @@ from typing import Any
 import ray
 import ray.data
 from ray._private.services import find_bootstrap_address  # the address that `ray start` left; there is no public way
+from ray.data._internal.execution.execution_callback import ExecutionCallback  # no public name either
 
 from ssdd.config import Config
 
@@ -183,9 +184,21 @@ def _wait_until_free(cpus: float, patience: float = 45) -> None:
         time.sleep(0.5)
 
 
+class Breather(ExecutionCallback):
+    """A pause in each turn of Ray Data's scheduling loop.
+
+    Without it the loop spins for as long as samples wait for a training to take them, on half a core.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(0.02)
+
+
 def quiet() -> None:
-    """Leave the terminal to our own progress lines; errors still show."""
+    """Leave the terminal to our own progress lines, and the cores to the work; errors still show."""
     context = ray.data.DataContext.get_current()
+    if Breather not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Breather)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune"):
