@@ -7,10 +7,5 @@ ray job submit --working-dir . -- python ray_jobs/dynamic.py ...
 from ssdd import evaluate
 from ssdd.jobs import job
 
-
-def run(session):
-    return evaluate.run(session)
-
-
 if __name__ == "__main__":
-    job("dynamic", run, __doc__)
+    job("dynamic", evaluate.run, __doc__)

@@ -19,6 +19,7 @@ def run(output, session):
     folder = output and resolve(output, default="refined", flag="--output")
     if folder and folder.exists():
         raise ConfigError(f"--output {folder}: is there already; name a new folder")
+    evaluate.convert_weights(session)
     refined = static.run(session, knowledge.run(session))
     scores = evaluate.score_refined(session, refined)
     if folder:

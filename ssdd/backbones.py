@@ -53,6 +53,7 @@ class Backbone(nn.Module):
 
     low_channels: int
     level_channels: tuple[int, int, int]
+    output_stride: int
     mean: Tensor
     std: Tensor
 
@@ -90,6 +91,7 @@ class DilatedDepthwise(nn.Conv2d):
             and layer.stride == (1, 1)
             and layer.dilation[0] == layer.dilation[1] > 1
             and layer.padding_mode == "zeros"
+            and all(k % 2 for k in layer.kernel_size)
             and layer.padding == tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
         )
 

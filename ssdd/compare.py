@@ -2,7 +2,6 @@
 
 import json
 import statistics
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -58,7 +57,11 @@ def run(session: Session) -> Comparison:
         with session.child(replace(config, seed=seed), f"seed {seed}", plan) as own:
             return _one(own, made, test)
 
-    result = Comparison(config.split, repeats, _side_by_side(one, repeats, count, session.stop))
+    def stop() -> None:
+        session.stop.set()
+        session.console.line("ends after the stages that are running; what they finish is kept")
+
+    result = Comparison(config.split, repeats, _side_by_side(one, repeats, count, stop))
     write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
     session.tracker.metrics(average(result.scores).mean)
     return result
@@ -81,14 +84,14 @@ def _one(session: Session, made: Seeds, test: Images) -> Scores:
     return scores | evaluate.score_models(session, test, folders, config.network, made.images.classes, config.split)
 
 
-def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int, stop: threading.Event) -> list[T]:
+def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int, stop: Callable[[], None]) -> list[T]:
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # one of them failed, or Ctrl-C: the others end with the stage that they are in, which is kept
             if not all(future.done() for future in futures):
-                stop.set()
+                stop()
                 pool.shutdown(wait=False, cancel_futures=True)
     failed = [f.exception() for f in futures if not f.cancelled() and f.exception() is not None]
     for error in sorted(failed, key=lambda e: isinstance(e, StoppedError)):  # the cause before what it stopped
@@ -139,7 +142,7 @@ def lines(result: Comparison) -> list[str]:
         each = "  ".join(f"{v:.1f}" for v in values)
         out.append(f"  {title:<{width}}  {statistics.fmean(values):5.1f} +- {_std(values):.1f}  ({each})")
     train = {name: value for name, value in mean.mean.items() if name.startswith("train.")}
-    return out + table_lines(Scores(train, {}, mean.difference))
+    return out + (table_lines(Scores(train, {}, mean.difference)) if train else [])
 
 
 def _std(values: list[float]) -> float:

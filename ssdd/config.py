@@ -172,6 +172,8 @@ class EvaluateConfig:
     sharpen: float = 0.0
     """Before the CRF the published code takes the softmax of the ten maps' sum, that is of 10 x the probabilities,
     which leaves the CRF less to say. 0: the CRF gets the probabilities."""
+    full_size: bool = False
+    """Softmax and their sum at the resolution of the input, as in the published code, instead of the masks'."""
     panels: int = 12
     """Number of images in the pictures."""
     show_data: bool = True
@@ -244,7 +246,7 @@ def paper() -> Config:
         ),
         static=StaticConfig(TrainConfig(10, 16, 1e-3, AugmentConfig(448, (448, 512)))),
         dynamic=DynamicConfig(TrainConfig(30, 8, 1e-3, AugmentConfig(448, (512, 768)))),
-        evaluate=EvaluateConfig(sharpen=10),
+        evaluate=EvaluateConfig(sharpen=10, full_size=True),
     )
 
 
@@ -326,9 +328,6 @@ def photographs() -> Config:
             start.dynamic,
             train=TrainConfig(4, 8, 0.002, augment),
             bad_ratio=0.0,
-            # The presence part would keep the seeds' worst errors: what the network does not confirm.
-            bias1=BiasConfig(bias=0.4, background=0.0, presence=False),
-            bias2=BiasConfig(bias=0.0, background=0.0, presence=False),
             crf=CRFParams(gaussian_sxy=1.5, bilateral_weight=6, bilateral_sxy=30, iterations=3),
         ),
         evaluate=replace(start.evaluate, size=256),
@@ -395,9 +394,18 @@ def validate(config: Config) -> None:
             check(getattr(crf, kernel) >= 0, f"{name}.{kernel}", "must not be negative")
         for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
             check(getattr(crf, width) > 0, f"{name}.{width}", "must be positive")
+    for name, weights in (
+        ("seeds.classifier_weights", config.seeds.classifier_weights),
+        ("seeds.affinity_weights", config.seeds.affinity_weights),
+        *(("static.weights", path) for path in config.static.weights),
+        *(("dynamic.weights", path) for path in config.dynamic.weights),
+    ):
+        check(weights is None or weights.expanduser().is_file(), name, f"{weights}: no such file")
     stride = config.network.backbone.output_stride
     check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
     check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
+    stride = max(1, stride)
+    check(config.network.head_dilation >= 1, "network.head-dilation", "must be at least 1")
     # Reflection padding must be smaller than the map that it pads.
     for name, side in (
         ("static.train.augment.crop", config.static.train.augment.crop),
@@ -427,6 +435,10 @@ def validate(config: Config) -> None:
         check(0 <= ratio <= 1, f"{name}.bad-ratio", "must lie in 0..1 (0: no image is left out)")
     check(config.evaluate.sharpen >= 0, "evaluate.sharpen", "must not be negative")
     check(config.rounds >= 1, "rounds", "must be at least 1")
+    further = config.rounds == 1 or not config.dynamic.weights
+    check(further, "rounds", "a further round trains the dynamic stage: leave --dynamic.weights out")
+    check(config.seed >= 0, "seed", "must not be negative")
+    check(min(config.compare.random_seeds, default=0) >= 0, "compare.random-seeds", "must not be negative")
     repeats = config.compare.random_seeds
     check(bool(repeats), "compare.random-seeds", "needs at least one seed")
     check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")

@@ -64,7 +64,11 @@ def run(session: Session, refined: Refined) -> Artifact:
         "dynamic": config.dynamic,
         "seed": config.seed,
     }
-    needed = 0 if session.has("dynamic", recipe) else min(session.plan.crf_actors, config.dynamic.train.batch_size)
+    needed = (
+        0
+        if session.has("dynamic", training.whole_recipe(session, recipe))
+        else min(session.plan.crf_actors, config.dynamic.train.batch_size)
+    )
     pool = CRFPool(needed, session.plan.unit)
     try:
         task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, pool)
@@ -224,7 +228,9 @@ def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateCon
     """
     sides = [round(config.size * scale) for scale in config.scales]
     with torch.inference_mode():
-        total = seeds.multi_scale(lambda batch: net(batch).softmax(1), decoded, sides, config.mirror, size)
+        total = seeds.multi_scale(
+            lambda batch: net(batch, config.full_size).softmax(1), decoded, sides, config.mirror, size
+        )
     return (total / total.sum(1, keepdim=True)).cpu()
 
 
@@ -234,7 +240,7 @@ def relabel(session: Session, models: Models) -> Seeds:
     recipe = {
         "images": made.images.artifact,
         "model": models.dynamic,
-        "evaluate": (config.evaluate.size, config.evaluate.scales, config.evaluate.mirror),
+        "evaluate": (config.evaluate.size, config.evaluate.scales, config.evaluate.mirror, config.evaluate.full_size),
         "crf": config.crf,
     }
     model = {"probs": models.dynamic.path}
@@ -252,7 +258,7 @@ def relabel(session: Session, models: Models) -> Seeds:
 
 
 class PredictStage:
-    """Network actor: probabilities of every model at the masks' resolution, packed under the model's name.
+    """Network actor: probabilities of every model, packed under the model's name.
 
     They are (C, s, s) of all classes, or with `present_only` (1 + n, s, s) of background and the image's own classes.
     """
@@ -265,7 +271,8 @@ class PredictStage:
         models: dict[str, Path],
         present_only: bool = False,
     ):
-        self.evaluate, self.size, self.present_only = evaluate, network.mask_size(evaluate.size), present_only
+        self.evaluate, self.present_only = evaluate, present_only
+        self.size = evaluate.size if evaluate.full_size else network.mask_size(evaluate.size)
         self.nets = {name: load_segmentation(network, classes, path) for name, path in models.items()}
 
     def __call__(self, rows: list[Row]) -> list[Row]:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import tarfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ssdd import crf_rows, data, dynamic, figures, images, knowledge, maps, static, voc
+from ssdd import crf_rows, data, dynamic, figures, images, knowledge, maps, seeds, static, voc
 from ssdd.config import ConfigError, NetworkConfig, from_dict, to_dict
 from ssdd.diagnostics import DifferenceReport
 from ssdd.dynamic import Models
@@ -27,6 +28,7 @@ from ssdd.store import Artifact, whole, write_text
 from ssdd.tables import Row, Table, read_joined
 
 METRICS = "metrics.json"
+_DRAWING = threading.Lock()  # matplotlib's text parser is one for all threads, and a comparison has several
 TRAINED = "trained.json"
 
 
@@ -115,10 +117,12 @@ def score_refined(session: Session, refined: Refined) -> Scores:
     scores = scored.scores
     if scores.mean:
         scores |= Scores({}, {}, _difference(report))
-        _save(session, figures.reliability(*report.calibration()), "reliability")
+        _save(session, lambda: figures.reliability(*report.calibration()), "reliability")
     _log(session, scores)
     chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
-    _save(session, figures.refinement(chosen, classes, session.config.evaluate.show_data), "refinement")
+    show_data = session.config.evaluate.show_data
+    if chosen:
+        _save(session, lambda: figures.refinement(chosen, classes, show_data), "refinement")
     return scores
 
 
@@ -138,9 +142,22 @@ def export_refined(refined: Refined, folder: Path) -> None:
             (aside / f"{row['image_id']}.png").write_bytes(row["refined"])
 
 
+def convert_weights(session: Session) -> None:
+    """Convert every published file that the configuration names, so that a wrong one ends the job before any work."""
+    config = session.config
+    if config.seeds.classifier_weights or config.seeds.affinity_weights or config.static.weights:
+        classes = images.run(session, config.train_split).classes
+        seeds.published(session, classes)
+        if config.static.weights:
+            static.published(session, classes)
+        if config.dynamic.weights:
+            dynamic.published(session, classes)
+
+
 def run(session: Session) -> Scores:
     """Everything: trains what is missing, then scores it; writes `metrics.json` and the pictures."""
     test = open_split(session)  # first, so that what is wrong with it shows before anything is trained
+    convert_weights(session)
     made = knowledge.run(session)
     models, scores = _rounds(session, made)
     classes, split = made.images.classes, session.config.split
@@ -179,14 +196,17 @@ def rescore(session: Session, submission: Path | None = None) -> Scores:
         submission: the archive for VOC's test server to write, of `dynamic_crf`.
     """
     config = session.config
+    split = config.split
     if submission:
         submission = resolve(submission, default="results.tgz", flag="--submission")
+        if submission.is_dir():
+            raise ConfigError(f"--submission {submission}: is a folder; name a file in it, results.tgz say")
+        images.run(session, split, need_labels=False)  # missing images are to show before anything is trained
     if not config.dynamic.weights and recall(session.workspace) is None:
         scores = run(session)
         if not submission:
             return scores
     trained = recall(session.workspace)
-    split = config.split
     test = images.run(session, split, need_labels=False)
     if trained is None or config.dynamic.weights:
         is_own, network, classes = False, config.network, test.classes
@@ -269,7 +289,9 @@ def score_models(
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
     last = list(models)[-1]
     chosen = _spread([test.table, table], scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
-    _save(session, figures.predictions(chosen, classes, config.evaluate.show_data), f"predictions-{name}")
+    if chosen:
+        show_data = config.evaluate.show_data
+        _save(session, lambda: figures.predictions(chosen, classes, show_data), f"predictions-{name}")
     return scored.scores
 
 
@@ -303,7 +325,13 @@ def recall(workspace: Path) -> Trained | None:
     record = json.loads(path.read_text())
     try:
         config = replace(from_dict(record["config"]), num_cpus=None, workers=None, gpus=None)
-        config = replace(config, dynamic=replace(config.dynamic, weights=()))  # the workspace has that network now
+        # The workspace has what the published files gave; they need not be there any more.
+        config = replace(
+            config,
+            seeds=replace(config.seeds, classifier_weights=None, affinity_weights=None),
+            static=replace(config.static, weights=()),
+            dynamic=replace(config.dynamic, weights=()),
+        )
         return Trained(to_dict(config), tuple(record["classes"]), record["models"])
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{path} was written by another version ({error}); run ray_jobs/dynamic.py again") from error
@@ -344,10 +372,12 @@ def _spread(
     return [found[i] for i in chosen]
 
 
-def _save(session: Session, figure: Any, name: str) -> None:
+def _save(session: Session, draw: Callable[[], Any], name: str) -> None:
     name += session.part
     path = session.workspace / "figures" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    session.tracker.figure(figure, name)
+    with _DRAWING:
+        figure = draw()
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+        session.tracker.figure(figure, name)
     session.console.line(f"picture {path.relative_to(session.workspace)}")

@@ -10,6 +10,7 @@ from ssdd.tables import Row
 
 Panel = tuple[str, Callable[[Row], np.ndarray | None]]
 _MODELS = {
+    "baseline_knowledge": "knowledge ($m^{K0}$)",
     "baseline": "baseline (advice)",
     "baseline_refined": "static ($m^{D0}$)",
     "dynamic": "SSDD dynamic",
@@ -39,7 +40,7 @@ def refinement(rows: list[Row], classes: tuple[str, ...], show_data: bool = True
 
 
 def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
-    """Fig. 8: image, the networks' masks, the last one's gain on the baseline, truth.
+    """Fig. 8: image, the networks' masks, the last one's gain on the baseline (both without CRF), truth.
 
     Args:
         rows: with `image`, `truth` (or None), and masks of some of the models that `_MODELS` names.
@@ -48,8 +49,9 @@ def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = Tru
     """
     models = [name for name in _MODELS if rows and name in rows[0]]
     panels: list[Panel] = [("image", _image), *((_MODELS[name], _mask(name)) for name in models)]
-    if "baseline" in models and models[-1] != "baseline":
-        panels.append(("against baseline", _gain(models[-1], "baseline")))
+    last = [name for name in models if not name.endswith("_crf")][-1:]
+    if "baseline" in models and last != ["baseline"]:
+        panels.append(("against baseline", _gain(last[0], "baseline")))
     return _grid(rows, [*panels, ("truth", _mask("truth"))], classes, show_data)
 
 

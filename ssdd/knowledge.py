@@ -39,7 +39,7 @@ def given(session: Session, train: Images, folders: dict[str, Path]) -> Seeds:
     """
     folder = images.open_data(session)
     ids = [image_id for part in train.table.parts for image_id in part]
-    files = {name: voc.find_masks(folder, ids, masks) for name, masks in folders.items()}
+    files = dict(zip(folders, voc.find_masks(folder, ids, *folders.values()), strict=True))
     recipe = {"images": train.artifact} | {name: voc.stats(paths) for name, paths in files.items()}
 
     def rows() -> Iterator[Row]:

@@ -37,12 +37,16 @@ class SegmentationHead(_FrozenNorm):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
-        hidden = F.relu(self.norm(self.conv1(_reflect(x, self.dilation))))
-        logits = self.conv2(_reflect(hidden, self.dilation))
-        return self._up(logits), self._up(hidden)
+        hidden, logits = self._maps(x)
+        return _upsampled(logits, self.upsample), _upsampled(hidden, self.upsample)
 
-    def _up(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=self.upsample, mode="bilinear", align_corners=False)
+    def scores(self, x: Tensor, upsample: int) -> Tensor:
+        """X (N, C, h, w) -> logits alone, at any resolution: (N, classes, upsample * h, upsample * w)."""
+        return _upsampled(self._maps(x)[1], upsample)
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu(self.norm(self.conv1(_reflect(x, self.dilation))))
+        return hidden, self.conv2(_reflect(hidden, self.dilation))
 
 
 class Classifier(nn.Module):
@@ -165,9 +169,13 @@ class SegmentationNet(nn.Module):
         self.backbone: Backbone = build_backbone(config.backbone)
         self.main = SegmentationHead(self.backbone.level_channels[-1], classes, config)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 images (N, 3, H, W) -> logits (N, classes, u*h, u*w)."""
-        return self.main(self.backbone(images).high)[0]
+    def forward(self, images: Tensor, full_size: bool = False) -> Tensor:
+        """uint8 images (N, 3, H, W) -> logits (N, classes, u*h, u*w), or (N, classes, H, W) with `full_size`.
+
+        H and W must be multiples of the stride for the latter.
+        """
+        high = self.backbone(images).high
+        return self.main.scores(high, self.backbone.output_stride if full_size else self.main.upsample)
 
 
 class StaticNet(SegmentationNet):
@@ -192,6 +200,10 @@ def _resized(x: Tensor, size: list[int]) -> Tensor:
     if list(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _upsampled(x: Tensor, factor: int) -> Tensor:
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def _reflect(x: Tensor, pixels: int) -> Tensor:

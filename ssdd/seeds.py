@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdd import affinity, crf_rows, data, images, losses, maps, training, transforms, voc
 from ssdd.backbones import build_backbone, load_weights
@@ -47,7 +47,8 @@ def run(session: Session) -> Seeds:
         raise ConfigError("--knowledge: this job makes PSA's seeds; refine given masks with ray_jobs/static.py")
     train = images.run(session, config.train_split)
     classes = len(train.classes)
-    classifier = run_classifier(session, train)
+    classifier, affinity_net = published(session, train.classes)
+    classifier = classifier or run_classifier(session, train)
 
     recipe = {
         "images": train.artifact,
@@ -68,7 +69,7 @@ def run(session: Session) -> Seeds:
     )
     cams, cam_artifact = session.build_table("cams", recipe, train.table.parts, CAM_SCHEMA, infer)
 
-    affinity_net = run_affinity(session, train, cams, cam_artifact)
+    affinity_net = affinity_net or run_affinity(session, train, cams, cam_artifact)
 
     walk = (config.seeds.alpha_walk, config.seeds.radius, config.seeds.beta, config.seeds.walk_steps)
     recipe = {"cams": cam_artifact, "affinity": affinity_net, "walk": walk, "crf": config.crf}
@@ -85,13 +86,23 @@ def run(session: Session) -> Seeds:
     return Seeds(train, table, artifact, classifier)
 
 
+def published(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Artifact | None]:
+    """`Classifier` and `AffinityNet` out of PSA's files, where the configuration names them."""
+    config = session.config
+    makes: dict[str, tuple[Path | None, Callable[[], nn.Module]]] = {
+        "classifier": (config.seeds.classifier_weights, partial(Classifier, config.network, len(classes) - 1)),
+        "affinity": (config.seeds.affinity_weights, partial(AffinityNet, config.network)),
+    }
+    classifier, affinity_net = (
+        training.convert(session, name, (path,), config.network, classes, make) if path else None
+        for name, (path, make) in makes.items()
+    )
+    return classifier, affinity_net
+
+
 def run_classifier(session: Session, train: Images) -> Artifact:
-    """A `Classifier`: trained, or PSA's published one."""
+    """Train a `Classifier`."""
     config, classes = session.config, len(train.classes)
-    if config.seeds.classifier_weights:
-        make = partial(Classifier, config.network, classes - 1)
-        files = (config.seeds.classifier_weights,)
-        return training.convert(session, "classifier", files, config.network, train.classes, make)
     pretrained = run_backbone(session)
     task = ClassifierTask(config.network, config.seeds.classifier, classes, pretrained.path)
     recipe = {
@@ -105,12 +116,8 @@ def run_classifier(session: Session, train: Images) -> Artifact:
 
 
 def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Artifact) -> Artifact:
-    """An `AffinityNet`: trained on the CAMs' labels, or PSA's published one."""
+    """Train an `AffinityNet` on the CAMs' labels."""
     config = session.config
-    if config.seeds.affinity_weights:
-        make = partial(AffinityNet, config.network)
-        files = (config.seeds.affinity_weights,)
-        return training.convert(session, "affinity", files, config.network, train.classes, make)
     pretrained = run_backbone(session)
     task = AffinityTask(config.network, config.seeds, len(train.classes), pretrained.path)
     recipe = {

@@ -65,8 +65,7 @@ def run(session: Session, made: Seeds) -> Refined:
 def _train(session: Session, made: Seeds, classes: int) -> Artifact:
     config = session.config
     if config.static.weights:
-        make = partial(StaticNet, config.network, classes)
-        return training.convert(session, "static", config.static.weights, config.network, made.images.classes, make)
+        return published(session, made.images.classes)
     start = seeds.start_of(session, made)
     task = StaticTask(config.network, config.static, classes, start)
     recipe = {
@@ -78,6 +77,13 @@ def _train(session: Session, made: Seeds, classes: int) -> Artifact:
         "seed": config.seed,
     }
     return training.run(session, "static", recipe, task, [made.images.table, made.table])
+
+
+def published(session: Session, classes: tuple[str, ...]) -> Artifact:
+    """The network of the published checkpoints that `static.weights` names."""
+    config = session.config
+    make = partial(StaticNet, config.network, len(classes))
+    return training.convert(session, "static", config.static.weights, config.network, classes, make)
 
 
 @dataclass(frozen=True)

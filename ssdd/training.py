@@ -117,12 +117,18 @@ def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined:
         task: what to train.
         joined: tables with the columns that the task samples.
     """
-    if session.config.micro_batch is not None:  # averages over pixels are then averaged by parts
-        recipe = recipe | {"micro_batch": session.config.micro_batch}
+    recipe = whole_recipe(session, recipe)
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
     artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
     shutil.rmtree(runs, ignore_errors=True)
     return artifact
+
+
+def whole_recipe(session: Session, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with which `run` builds its artifact."""
+    if session.config.micro_batch is None:
+        return recipe
+    return recipe | {"micro_batch": session.config.micro_batch}  # averages over pixels are averaged by parts
 
 
 def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table], folder: Path) -> None:
@@ -190,7 +196,7 @@ def convert(
     if classes[1:] != voc.VOC_CLASSES:
         raise WeightsError(
             f"{', '.join(map(str, files))}: the published weights know VOC's 20 classes in VOC's order, but the data "
-            f"has {', '.join(classes[1:])}"
+            f"has {', '.join(classes[1:])}; train on it instead (leave the weights of [{name}] out)"
         )
     files = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
     recipe = {"files": voc.stats(files), "network": network}

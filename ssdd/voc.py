@@ -10,6 +10,7 @@ ROOT/SegmentationClass/ID.png             the mask: class indices, 0 is backgrou
 
 import csv
 import hashlib
+import itertools
 import json
 import struct
 import zlib
@@ -361,18 +362,19 @@ def stats(paths: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps([(str(path), *_stat(path)) for path in paths]).encode()).hexdigest()
 
 
-def find_masks(folder: VOCFolder, ids: Sequence[str], masks: Path, workers: int = 8) -> list[Path]:
-    """Another method's masks ID.png of a folder's images, each decoded and checked.
+def find_masks(folder: VOCFolder, ids: Sequence[str], *places: Path, workers: int = 8) -> list[list[Path]]:
+    """Other methods' masks ID.png of a folder's images, each decoded and checked; a list for each of `places`.
 
     Raises one DataError that lists every mask that is missing, does not decode, has another size than its image, or
     has a value that is no class (255, too: such a mask has to name a class at every pixel).
     """
-    if not masks.is_dir():
-        raise DataError(f"{masks}: no such folder; give the folder that holds the masks ID.png")
+    for place in places:
+        if not place.is_dir():
+            raise DataError(f"{place}: no such folder; give the folder that holds the masks ID.png")
     images = folder._images()
 
-    def check(image_id: str) -> tuple[Path, list[_Problem]]:
-        path = masks / f"{image_id}.png"
+    def check(path: Path) -> list[_Problem]:
+        image_id = path.stem
         problems: list[_Problem] = []
         with _collecting(problems):
             if not path.is_file():
@@ -386,14 +388,14 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], masks: Path, workers: int 
                 )
             if mask.max() >= folder.num_classes:
                 raise _fault("bad mask", f"{path}: value {mask.max()} outside 0..{folder.num_classes - 1}")
-        return path, problems
+        return problems
 
+    paths = [[place / f"{image_id}.png" for image_id in ids] for place in places]
     with ThreadPoolExecutor(workers) as pool:
-        checked = list(pool.map(check, ids))
-    problems = [problem for _, found in checked for problem in found]
+        problems = [problem for found in pool.map(check, itertools.chain(*paths)) for problem in found]
     if problems:
-        raise _listing(str(masks), problems)
-    return [path for path, _ in checked]
+        raise _listing(", ".join(map(str, places)), problems)
+    return paths
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -72,12 +72,12 @@ def test_a_failure_stops_the_others_at_their_next_stage_and_starts_no_more():
         raise StoppedError("no further stage")
 
     with pytest.raises(RuntimeError, match="seed 1"):
-        compare._side_by_side(one, (0, 1, 2, 3), 2, stop)
+        compare._side_by_side(one, (0, 1, 2, 3), 2, stop.set)
     assert begun[:2] == [0, 1]
     assert 3 not in begun
 
 
 def test_results_come_in_the_order_of_the_seeds():
     stop = threading.Event()
-    assert compare._side_by_side(lambda seed: -seed, (3, 1, 2), 2, stop) == [-3, -1, -2]
+    assert compare._side_by_side(lambda seed: -seed, (3, 1, 2), 2, stop.set) == [-3, -1, -2]
     assert not stop.is_set()

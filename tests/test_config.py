@@ -120,6 +120,13 @@ def test_presets_are_valid(preset):
         ({"compare__random_seeds": (1, 1)}, ["--compare.random-seeds"]),
         ({"compare__rows": ()}, ["--compare.rows"]),
         ({"evaluate__sharpen": -1}, ["--evaluate.sharpen"]),
+        ({"seed": -1}, ["--seed"]),
+        ({"compare__random_seeds": (0, -1)}, ["--compare.random-seeds"]),
+        ({"network__backbone__output_stride": 0}, ["--network.backbone.output-stride"]),
+        ({"network__head_dilation": 0}, ["--network.head-dilation"]),
+        ({"seeds__classifier_weights": Path("a.pth")}, ["--seeds.classifier-weights: a.pth: no such file"]),
+        ({"static__weights": (Path("a.pth"), Path("b.pth"))}, ["--static.weights: a.pth", "--static.weights: b.pth"]),
+        ({"dynamic__weights": (Path(__file__),), "rounds": 2}, ["--rounds"]),
         ({"knowledge": Path("k")}, ["--advice: is needed too"]),
         ({"advice": Path("a")}, ["--knowledge: is needed too"]),
         (

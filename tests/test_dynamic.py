@@ -11,6 +11,7 @@ from ssdd import losses, refine, training
 from ssdd.config import BackboneConfig, NetworkConfig, mini
 from ssdd.dynamic import DynamicTask, FixedTask
 from ssdd.networks import DynamicNet, StaticNet
+from ssdd.static import module
 from ssdd.store import Artifact
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,9 +117,40 @@ def test_bad_samples_are_left_out_of_diff1(net):
     assert task(wipe_out, bad_ratio=0.0).losses(net, data)["diff1"].item() > 0
 
 
-def test_the_published_target_is_an_option(net):
-    out = task(target="d2").losses(net, batch())
-    assert all(torch.isfinite(v) for v in out.values())
+@pytest.mark.parametrize("target", ["d1", "d2"])
+def test_the_second_step_by_the_equations(net, target):
+    """Eqs. 13-14, from the network's parts, with a CRF that changes the masks."""
+    net.eval()
+    torch.manual_seed(3)
+    for layer in (net.ddnet1.predict, net.ddnet2.predict):
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    data, config = batch(), replace(mini().dynamic, target=target, alpha=0.3)
+    presence, d0 = data["presence"], data["refined"].long()
+    features = net.backbone(data["image"])
+    logits, high = net.main(features.high)
+    sub_logits, sub_high = net.sub(features.high)
+
+    def difference(ddnet, above, mask):
+        return ddnet(ddnet.features(features.low, above), mask)
+
+    def integrated(d_before, d_after, before, after, bias):
+        return module(d_before.sigmoid(), d_after.sigmoid(), before, after, presence, bias)
+
+    k1 = refine.presence_argmax(logits, presence)
+    a1 = k1.roll(5, 2)
+    found = DynamicTask(NETWORK, config, CLASSES, None, lambda *_: list(a1.byte().numpy())).losses(net, data)
+    d1 = integrated(difference(net.ddnet1, high, k1), difference(net.ddnet1, high, a1), k1, a1, config.bias1)
+    d_d0, d_d1 = (difference(net.ddnet2, sub_high, mask) for mask in (d0, d1))
+    d2 = integrated(d_d0, d_d1, d0, d1, config.bias2)
+    assert (d1 != d2).any()
+    goal = d1 if target == "d1" else d2
+    sub = 0.3 * losses.segmentation_loss(sub_logits, d0) + 0.7 * losses.segmentation_loss(sub_logits, goal)
+    torch.testing.assert_close(found["sub"], sub)
+    msub, keep = refine.presence_argmax(sub_logits, presence), torch.ones(2, dtype=torch.bool)
+    d_goal = difference(net.ddnet2, sub_high, goal)
+    diff2 = losses.difference_loss(d_d0, d0 != msub, keep) + losses.difference_loss(d_goal, msub != goal, keep)
+    torch.testing.assert_close(found["diff2"], diff2)
+    torch.testing.assert_close(found["main"], losses.segmentation_loss(logits, d2))
 
 
 def test_fixed_masks_are_the_baseline(net):

@@ -41,7 +41,11 @@ def test_pictures_without_the_data_show_masks_alone(row):
 
 
 def test_predictions_are_compared_with_the_baseline_where_there_is_one(row):
-    both = {**row, "baseline": row["advice"], "dynamic": row["refined"]}
-    assert "against baseline" in titles(figures.predictions([both], CLASSES))
+    both = {**row, "baseline": row["advice"], "dynamic": row["refined"], "dynamic_crf": row["truth"]}
+    picture = figures.predictions([both], CLASSES)
+    gain = picture.axes[titles(picture).index("against baseline")].images[0].get_array()
+    np.testing.assert_array_equal(gain, figures._gain("dynamic", "baseline")(both))  # like with like: without CRF
     del both["baseline"]
     assert "against baseline" not in titles(figures.predictions([both], CLASSES))
+    knowledge = {**row, "baseline_knowledge": row["knowledge"]}
+    assert len(titles(figures.predictions([knowledge], CLASSES, show_data=False))) == 1

@@ -199,7 +199,20 @@ def two_methods(places, tmp_path):
 def test_static_job_refines_two_folders_of_masks_without_seeds(places, two_methods, tmp_path, capsys):
     folder, _ = places
     workspace = tmp_path / "w"
-    run_job("static", *SMALL, *two_methods, "--data", folder, "--workspace", workspace, "--output", tmp_path / "out")
+    run_job(
+        "static",
+        *SMALL,
+        *two_methods,
+        "--data",
+        folder,
+        "--workspace",
+        workspace,
+        "--output",
+        tmp_path / "out",
+        "--evaluate.panels",
+        "0",
+    )
+    assert not (workspace / "figures" / "refinement.png").exists()
     made = {name.rsplit("-", 1)[0] for name in artifacts(workspace)}
     assert made == {"images-train", "backbone", "masks", "static", "refined"}
     out = capsys.readouterr().out
@@ -222,6 +235,15 @@ def test_masks_that_do_not_fit_are_listed_before_anything_is_trained(places, two
     assert f"{first}.png" in str(error.value)
     assert f"{second}.png: size 3x3, but the image has" in str(error.value)
     assert not list((tmp_path / "w" / "artifacts").glob("static-*"))
+
+
+def test_a_wrong_weight_file_ends_the_job_before_any_work(places, tmp_path):
+    folder, _ = places
+    wrong = tmp_path / "ssdd.pth"
+    torch.save({"a": torch.zeros(1)}, wrong)
+    with pytest.raises(SystemExit, match=r"ssdd\.pth: the published weights know VOC's 20 classes"):
+        run_job("dynamic", *SMALL, "--static.weights", wrong, "--data", folder, "--workspace", tmp_path / "w")
+    assert {name.rsplit("-", 1)[0] for name in artifacts(tmp_path / "w")} == {"images-train", "images-val"}
 
 
 def test_evaluate_refuses_other_classes(places, tmp_path, capsys):

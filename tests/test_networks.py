@@ -486,3 +486,16 @@ def test_timms_dilated_layers_run_by_phases_under_their_own_names():
     assert sum(isinstance(layer, DilatedDepthwise) for layer in net.modules()) == 4
     names = {f"net.{name}" for name in timm.create_model(LITE.name, features_only=True).state_dict()}
     assert set(net.state_dict()) == names
+
+
+def test_full_size_scores_are_the_heads_own_brought_to_the_inputs_resolution():
+    torch.manual_seed(0)
+    net = SegmentationNet(SMALL, CLASSES).eval()
+    data = images()
+    with torch.inference_mode():
+        features = net.backbone(data).high
+        hidden = torch.relu(net.main.norm(net.main.conv1(nn.functional.pad(features, [2] * 4, mode="reflect"))))
+        raw = net.main.conv2(nn.functional.pad(hidden, [2] * 4, mode="reflect"))
+        expected = nn.functional.interpolate(raw, (SIDE, SIDE), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(net(data, full_size=True), expected)
+        assert net(data).shape[-1] == MASK

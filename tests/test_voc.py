@@ -549,7 +549,7 @@ def test_masks_of_another_method(two, tmp_path):
     masks.mkdir()
     for image_id in ids:
         (masks / f"{image_id}.png").write_bytes(encode_mask(mask_of(0, 1)))
-    paths = find_masks(folder, ids, masks)
+    (paths,) = find_masks(folder, ids, masks)
     assert paths == [masks / f"{image_id}.png" for image_id in ids]
     before = stats(paths)
     touch(paths[0])
