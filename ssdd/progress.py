@@ -10,6 +10,9 @@ from typing import Any
 import ray
 
 
+EVERY = 5.0  # seconds between two lines of a stage
+
+
 @dataclass(frozen=True)
 class Event:
     """What a worker has to say about a training."""
@@ -93,14 +96,18 @@ class Console:
 
 
 class StageProgress:
-    """Lines of one stage. The time to go is extrapolated from what was done since the first report."""
+    """Lines of one stage, not too many. The time to go is extrapolated from what was done since the first report."""
 
     def __init__(self, console: Console, name: str):
         self.console, self.name = console, name
         self.first: tuple[float, int] | None = None
+        self.shown = -EVERY
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
         now = time.monotonic()
+        if now - self.shown < EVERY and done < total:
+            return
+        self.shown = now
         if self.first is None:
             self.first = now, done
         begun, base = self.first

@@ -145,22 +145,22 @@ def test_evaluate_writes_the_archive_of_vocs_test_server(places, tmp_path):
 def test_compare_job_repeats_what_differs_and_prints_means_and_spread(places, capsys):
     folder, workspace = places
     before = artifacts(workspace)
-    rows = ["--compare.rows", "baseline_refined"]
+    rows = ["--compare.rows", "baseline"]
     args = [*SMALL, "--workers", "2", "--compare.random-seeds", "0", "1", *rows]
     run_job("compare", *args, "--data", folder, "--workspace", workspace)
     new = sorted(name.rsplit("-", 1)[0] for name in set(artifacts(workspace)) - set(before))
-    each = ["baseline_refined", "predictions"]
-    assert new == sorted(["static", "refined", *each, *each]), "with seed 0 the static stage is there already"
+    made = ["static", "refined", "baseline", "predictions", "predictions"]
+    assert new == sorted(made), "of seed 0 only the predictions are new: of one model, not of two"
     record = json.loads((workspace / "compare.json").read_text())
     assert record["random_seeds"] == [0, 1]
-    for name in ("train.refined", "val.baseline_refined", "val.baseline_refined_crf"):
+    for name in ("train.refined", "val.baseline", "val.baseline_crf"):
         score = record["scores"][name]
         assert score["mean"] == pytest.approx(sum(score["values"]) / 2)
         assert all(0 <= value <= 100 for value in score["values"])
     out = capsys.readouterr().out
     assert "2 random seeds, 2 at a time" in out
     assert "seed 1: [static] done" in out
-    assert re.search(r"m\^D0 \(static only\) \+ CRF +\d+\.\d \+- \d", out)
+    assert re.search(r"advice m\^A0 \(PSA retrained\) \+ CRF +\d+\.\d \+- \d", out)
     assert {p.stem for p in (workspace / "figures").glob("predictions-val-*")} == {
         "predictions-val-seed0",
         "predictions-val-seed1",

@@ -11,6 +11,9 @@ def test_time_to_go_is_extrapolated_from_the_first_report(monkeypatch, capsys):
     show(1, 61)
     now += 30
     show(21, 61, "fast")
+    now += 4
+    show(23, 61, "too soon for another line")
+    now -= 4
     now += 60
     show(61, 61)
     assert capsys.readouterr().out.splitlines() == [
