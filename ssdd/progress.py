@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 
-
 EVERY = 5.0  # seconds between two lines of a stage
 
 
