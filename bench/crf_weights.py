@@ -6,7 +6,6 @@ Takes a workspace's knowledge and its DD-Net, which was trained with the configu
 advice of the first `--parts` parts of the training list anew for each weight. Draws `figures/crf-weights.png`.
 """
 
-import argparse
 from dataclasses import replace
 from functools import partial
 
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ssdd import config, crf_rows, knowledge, static, tables, voc
 from ssdd.config import ConfigError
-from ssdd.jobs import job
+from ssdd.jobs import job, own_flag
 from ssdd.metrics import ConfusionMatrix
 
 WEIGHTS = (1, 3, 5, 10, 20)
@@ -65,7 +64,5 @@ def lines(means):
 
 
 if __name__ == "__main__":
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--parts", type=int, default=10)
-    known, rest = own.parse_known_args()
-    job("crf-weights", partial(run, known.parts), __doc__, partial(config.parse, rest, __doc__), lines)
+    parts, rest = own_flag("--parts", int, 10)
+    job("crf-weights", partial(run, parts), __doc__, partial(config.parse, rest, __doc__), lines)

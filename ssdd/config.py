@@ -187,7 +187,10 @@ class CompareConfig:
     random_seeds: tuple[int, ...] = (0, 1)
     """One repetition for each: static stage, networks and random order. PSA's seeds are made once, with `seed`."""
     rows: tuple[Literal["baseline_knowledge", "baseline", "baseline_refined", "dynamic"], ...] = (
-        *("baseline_knowledge", "baseline", "baseline_refined", "dynamic"),
+        "baseline_knowledge",
+        "baseline",
+        "baseline_refined",
+        "dynamic",
     )
     """What is trained: networks on raw knowledge, on advice (PSA retrained), on m^D0, and with SSDD."""
 
@@ -394,13 +397,8 @@ def validate(config: Config) -> None:
             check(getattr(crf, kernel) >= 0, f"{name}.{kernel}", "must not be negative")
         for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
             check(getattr(crf, width) > 0, f"{name}.{width}", "must be positive")
-    for name, weights in (
-        ("seeds.classifier_weights", config.seeds.classifier_weights),
-        ("seeds.affinity_weights", config.seeds.affinity_weights),
-        *(("static.weights", path) for path in config.static.weights),
-        *(("dynamic.weights", path) for path in config.dynamic.weights),
-    ):
-        check(weights is None or weights.expanduser().is_file(), name, f"{weights}: no such file")
+    for name, weights in weight_files(config):
+        check(weights.expanduser().is_file(), name, f"{weights}: no such file")
     stride = config.network.backbone.output_stride
     check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
     check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
@@ -438,8 +436,8 @@ def validate(config: Config) -> None:
     further = config.rounds == 1 or not config.dynamic.weights
     check(further, "rounds", "a further round trains the dynamic stage: leave --dynamic.weights out")
     check(config.seed >= 0, "seed", "must not be negative")
-    check(min(config.compare.random_seeds, default=0) >= 0, "compare.random-seeds", "must not be negative")
     repeats = config.compare.random_seeds
+    check(min(repeats, default=0) >= 0, "compare.random-seeds", "must not be negative")
     check(bool(repeats), "compare.random-seeds", "needs at least one seed")
     check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
     check(bool(config.compare.rows), "compare.rows", "needs at least one row")
@@ -452,6 +450,17 @@ def validate(config: Config) -> None:
     check(config.inference_batch >= 1, "inference-batch", "must be at least 1")
     if problems:
         raise ConfigError("the configuration cannot work:\n  " + "\n  ".join(problems))
+
+
+def weight_files(config: Config) -> list[tuple[str, Path]]:
+    """The published files that a configuration names, each with its field."""
+    named = [
+        ("seeds.classifier_weights", config.seeds.classifier_weights),
+        ("seeds.affinity_weights", config.seeds.affinity_weights),
+        *(("static.weights", path) for path in config.static.weights),
+        *(("dynamic.weights", path) for path in config.dynamic.weights),
+    ]
+    return [(name, path) for name, path in named if path is not None]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Imports torch only where a task needs it, so that CRF actors start quickly.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -189,14 +188,8 @@ class _CRFActor:
             yield pa.Table.from_pylist(self.stage([row]))
 
 
-def counted(rows: Iterator[Row], total: int, report: Callable[[int, int], None], every: float = 3) -> Iterator[Row]:
-    """The same rows; `report(done, total)` is called every few seconds and at the end."""
-    last = time.monotonic()
-    done = 0
-    for row in rows:
+def counted(rows: Iterator[Row], total: int, report: Callable[[int, int], None]) -> Iterator[Row]:
+    """The same rows; `report(done, total)` is called after each."""
+    for done, row in enumerate(rows, 1):
         yield row
-        done += 1
-        if time.monotonic() - last >= every:
-            last = time.monotonic()
-            report(done, total)
-    report(done, total)
+        report(done, total)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssdd import crf_rows, data, dynamic, figures, images, knowledge, maps, seeds, static, voc
-from ssdd.config import ConfigError, NetworkConfig, from_dict, to_dict
+from ssdd.config import ConfigError, NetworkConfig, from_dict, to_dict, weight_files
 from ssdd.diagnostics import DifferenceReport
 from ssdd.dynamic import Models
 from ssdd.images import Images
@@ -28,8 +28,8 @@ from ssdd.store import Artifact, whole, write_text
 from ssdd.tables import Row, Table, read_joined
 
 METRICS = "metrics.json"
-_DRAWING = threading.Lock()  # matplotlib's text parser is one for all threads, and a comparison has several
 TRAINED = "trained.json"
+_DRAWING = threading.Lock()  # matplotlib's text parser is one for all threads, and a comparison has several
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def export_refined(refined: Refined, folder: Path) -> None:
 def convert_weights(session: Session) -> None:
     """Convert every published file that the configuration names, so that a wrong one ends the job before any work."""
     config = session.config
-    if config.seeds.classifier_weights or config.seeds.affinity_weights or config.static.weights:
+    if weight_files(config):
         classes = images.run(session, config.train_split).classes
         seeds.published(session, classes)
         if config.static.weights:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ssdd import config as configuration
 from ssdd.backbones import WeightsError
@@ -18,10 +18,10 @@ from ssdd.voc import DataError
 Result = TypeVar("Result")
 
 
-def own_flag(flag: str) -> tuple[Path | None, list[str]]:
-    """The value of a path flag that only one script has, and the command line without it."""
+def own_flag(flag: str, kind: Callable[[str], Any] = Path, default: Any = None) -> tuple[Any, list[str]]:
+    """The value of a flag that only one script has, and the command line without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, type=Path, dest="value")
+    parser.add_argument(flag, type=kind, default=default, dest="value")
     known, rest = parser.parse_known_args()
     return known.value, rest
 

@@ -237,12 +237,13 @@ def test_masks_that_do_not_fit_are_listed_before_anything_is_trained(places, two
     assert not list((tmp_path / "w" / "artifacts").glob("static-*"))
 
 
-def test_a_wrong_weight_file_ends_the_job_before_any_work(places, tmp_path):
+@pytest.mark.parametrize("flag", ["--static.weights", "--dynamic.weights"])
+def test_a_wrong_weight_file_ends_the_job_before_any_work(places, tmp_path, flag):
     folder, _ = places
     wrong = tmp_path / "ssdd.pth"
     torch.save({"a": torch.zeros(1)}, wrong)
     with pytest.raises(SystemExit, match=r"ssdd\.pth: the published weights know VOC's 20 classes"):
-        run_job("dynamic", *SMALL, "--static.weights", wrong, "--data", folder, "--workspace", tmp_path / "w")
+        run_job("dynamic", *SMALL, flag, wrong, "--data", folder, "--workspace", tmp_path / "w")
     assert {name.rsplit("-", 1)[0] for name in artifacts(tmp_path / "w")} == {"images-train", "images-val"}
 
 
