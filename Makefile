@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-pure lint ui clean
+.PHONY: demo test test-pure lint bench ui clean
 
 demo: .venv/installed ## the whole method on the embedded data set
 	$(BIN)/python ray_jobs/dynamic.py
@@ -17,6 +17,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/installed ## every benchmark, a few minutes; bench/results.json
+	$(BIN)/python bench/run.py
 
 ui: .venv/installed ## MLflow's comparison UI on the default workspace
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///workspace/mlflow.db

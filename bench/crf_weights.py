@@ -25,8 +25,11 @@ def run(parts, session):
     chosen = session.config
     if chosen.knowledge is not None:
         raise ConfigError("--knowledge: this measures PSA's seeds, whose probabilities the CRF needs; leave it out")
-    refined = static.run(session, knowledge.run(session))
-    made, classes = refined.seeds, len(refined.seeds.images.classes)
+    made = knowledge.run(session)
+    seed = chosen.compare.random_seeds[0]  # as in a comparison, whose workspace it can be
+    with session.child(replace(chosen, seed=seed), f"seed {seed}", session.plan) as own:
+        refined = static.run(own, made)
+    classes = len(made.images.classes)
     stage = static.RefineStage(chosen.network, chosen.static, classes, refined.net.path)
     advise = ray.remote(num_cpus=1)(crf_rows.advise)
     scores = {weight: {name: ConfusionMatrix(classes) for name in NAMES} for weight in WEIGHTS}

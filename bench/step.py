@@ -14,23 +14,12 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ssdd import config, dynamic, networks, pool, static, training
+from ssdd import config, dynamic, networks, static, training
+from ssdd.batch_crf import InlineCRF
+from ssdd.step import Clock, Workers, gradients
 
 IMAGES = 10_582  # VOC's train_aug
 CLASSES = 21
-
-
-class TimedCRF:
-    """`pool.refine`, and the seconds that it took."""
-
-    def __init__(self):
-        self.seconds = 0.0
-
-    def __call__(self, *args):
-        begun = time.perf_counter()
-        masks = pool.refine(*args)
-        self.seconds += time.perf_counter() - begun
-        return masks
 
 
 def build(chosen, stage, crf):
@@ -62,23 +51,23 @@ def main():
     args = parser.parse_args()
     chosen = config.PRESETS[args.preset]()
     where = training.device()
-    crf = TimedCRF()
-    task, kind = build(chosen, args.stage, crf)
+    task, kind = build(chosen, args.stage, InlineCRF(chosen.dynamic.crf))
     train = replace(task.train, batch_size=args.batch)
     net = kind(chosen.network, CLASSES).to(where, memory_format=torch.channels_last)
     optimizer = training.optimizer_for(net, train)
-    model = training.Losses(task, net).train()
+    workers, clock, bf16 = Workers(net.train()), Clock(where), training.in_bf16(chosen.step, where)
     batch = batch_of(task, args.batch, where)
+    size, ahead = replace(chosen.step, micro_batch=args.micro_batch).parts_of(args.batch, task.elsewhere)
 
     def step():
-        optimizer.zero_grad(set_to_none=True)
-        losses = training.accumulate(model, batch, args.micro_batch or args.batch)
+        losses = gradients(task, net, batch, workers, clock, size, ahead, bf16)
         optimizer.step()
         return {name: round(float(value), 3) for name, value in losses.items()}
 
     print(f"{args.preset} {args.stage}, {where}, batch {args.batch} in parts of {args.micro_batch or args.batch}")
     print("first step:", step())
-    crf.seconds, begun = 0.0, time.perf_counter()
+    clock.read()
+    begun = time.perf_counter()
     for _ in range(args.steps):
         losses = step()
     seconds = (time.perf_counter() - begun) / args.steps
@@ -86,7 +75,8 @@ def main():
     peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     hours = IMAGES * task.train.epochs * seconds / args.batch / 3600
     print("last step:", losses)
-    print(f"{seconds:.2f} s a step, {args.batch / seconds:.2f} images/s, CRF {crf.seconds / args.steps:.2f} s")
+    crf = clock.read().get("crf_wait", 0) / args.steps
+    print(f"{seconds:.2f} s a step, {args.batch / seconds:.2f} images/s, CRF {crf:.2f} s")
     print(f"peak memory {peak:.1f} GiB; {task.train.epochs} epochs of {IMAGES} images: {hours:.0f} h")
 
 

@@ -181,6 +181,37 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class StepConfig:
+    """How a training step runs: what changes its speed and memory, but beyond rounding not its result."""
+
+    crf: Literal["actors", "inline", "exact"] = "actors"
+    """The CRF of the dynamic stage's iterations. actors: pydensecrf on a pool of Ray CPU actors, beside the network;
+    inline: in the training process, image by image, as in the published code; exact: without pydensecrf's
+    approximation, on the training's device, which should be a GPU (its masks differ a little: it trains anew)."""
+    parts: int = 4
+    """With CRF actors, a worker's batch goes through the network in so many parts: one's CRF runs beside the others."""
+    micro_batch: int | None = None
+    """Images in a part, where a batch does not fit into memory: then only two parts are in the backbone at once. The
+    activations of the dynamic stage's DD-Nets, which are small beside it, stay for the whole batch."""
+    bf16: bool | None = None
+    """Networks in bfloat16 where torch's autocast deems it safe. Default: on GPUs that compute in it."""
+    compile: bool = False
+    """Compile the backbone with torch.compile: pays off in long trainings on GPUs."""
+
+    def parts_of(self, batch: int, elsewhere: bool) -> tuple[int, int]:
+        """Images in a part of a worker's batch, and parts that may be ahead of the first one's backward pass.
+
+        Args:
+            batch: images of the worker.
+            elsewhere: whether other processes compute something for it.
+        """
+        if self.micro_batch is not None:
+            return self.micro_batch, int(elsewhere)
+        parts = self.parts if elsewhere else 1
+        return -(-batch // parts), parts
+
+
+@dataclass(frozen=True)
 class CompareConfig:
     """The paper's comparison: networks that differ only in the masks that they learn from."""
 
@@ -227,9 +258,7 @@ class Config:
     part_size: int = 32
     """Images in one file of a stage table: the unit of reading and shuffling."""
     inference_batch: int = 8
-    micro_batch: int | None = None
-    """Images that a training worker's network gets at once; the gradients of larger batches are accumulated. Set it
-    where a batch does not fit into memory. Losses that are averages over pixels are then averaged by parts."""
+    step: StepConfig = StepConfig()
     num_cpus: int | None = None
     """CPUs of the local Ray that is started; not for a cluster that runs already."""
     workers: int | None = None
@@ -441,7 +470,8 @@ def validate(config: Config) -> None:
     check(bool(repeats), "compare.random-seeds", "needs at least one seed")
     check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
     check(bool(config.compare.rows), "compare.rows", "needs at least one row")
-    check(config.micro_batch is None or config.micro_batch >= 1, "micro-batch", "must be at least 1")
+    check(config.step.parts >= 1, "step.parts", "must be at least 1")
+    check(config.step.micro_batch is None or config.step.micro_batch >= 1, "step.micro-batch", "must be at least 1")
     both = (config.knowledge is None) == (config.advice is None)
     check(both, "knowledge" if config.knowledge is None else "advice", "is needed too: give both folders, or neither")
     check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")

@@ -3,32 +3,24 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdd import crf_rows, data, losses, maps, refine, seeds, training, voc
+from ssdd.batch_crf import ActorCRF, BatchCRF, ExactCRF, InlineCRF
 from ssdd.config import DynamicConfig, EvaluateConfig, NetworkConfig, TrainConfig
-from ssdd.crf import CRFParams
 from ssdd.data import Sampling
+from ssdd.losses import Means
 from ssdd.networks import DynamicNet, SegmentationNet
 from ssdd.pool import CRFPool
 from ssdd.seeds import SEED_SCHEMA, Seeds, backbone_in
 from ssdd.session import Session
 from ssdd.static import Refined, difference_losses, module
+from ssdd.step import Batch, Waiting
 from ssdd.store import Artifact
 from ssdd.tables import Row
-
-
-class BatchCRF(Protocol):
-    """`pool.refine`, or a pool that does the same on other processes."""
-
-    def __call__(
-        self, images: np.ndarray, probs: list[np.ndarray], labels: list[np.ndarray], params: CRFParams
-    ) -> list[np.ndarray]: ...
 
 
 def start_of(session: Session, refined: Refined) -> Artifact:
@@ -64,14 +56,20 @@ def run(session: Session, refined: Refined) -> Artifact:
         "dynamic": config.dynamic,
         "seed": config.seed,
     }
-    needed = (
-        0
-        if session.has("dynamic", training.whole_recipe(session, recipe))
-        else min(session.plan.crf_actors, config.dynamic.train.batch_size)
-    )
+    if config.step.crf == "exact":
+        recipe["crf"] = "exact"
+    needed = 0
+    if config.step.crf == "actors" and not session.has("dynamic", recipe):
+        needed = min(session.plan.crf_actors, config.dynamic.train.batch_size)
     pool = CRFPool(needed, session.plan.unit)
+    params = config.dynamic.crf
+    backends: dict[str, BatchCRF] = {
+        "actors": ActorCRF(params, pool),
+        "inline": InlineCRF(params),
+        "exact": ExactCRF(params),
+    }
     try:
-        task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, pool)
+        task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, backends[config.step.crf])
         return training.run(session, "dynamic", recipe, task, [made.images.table, refined.table])
     finally:
         pool.close()
@@ -123,7 +121,12 @@ class FixedTask:
         load_start(net, self.start, {"main": "main"})
         return net
 
-    def losses(self, net: SegmentationNet, batch: training.Batch) -> dict[str, Tensor]:
+    elsewhere = False
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"main": losses.segmentation_counts(batch[self.column])}
+
+    def losses(self, net: SegmentationNet, batch: Batch) -> dict[str, Means]:
         return {"main": losses.segmentation_loss(net(batch["image"]), batch[self.column])}
 
 
@@ -151,19 +154,31 @@ class DynamicTask:
         load_start(net, self.start, {"main": "main", "sub": "main", "ddnet1": "ddnet", "ddnet2": "ddnet"})
         return net
 
-    def losses(self, net: DynamicNet, batch: training.Batch) -> dict[str, Tensor]:
+    @property
+    def elsewhere(self) -> bool:
+        return self.crf.elsewhere
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        labelled = losses.segmentation_counts(batch["refined"])
+        return {"main": labelled, "sub": labelled.repeat(2)}
+
+    def losses(self, net: DynamicNet, batch: Batch) -> Waiting:
         config = self.dynamic
         presence, seed = batch["presence"], batch["refined"].long()  # m^D0
         features = net.backbone(batch["image"])
         logits, high = net.main(features.high)
-        sub_logits, sub_high = net.sub(features.high)
-        shared1 = net.ddnet1.features(features.low, high)
-        shared2 = net.ddnet2.features(features.low, sub_high)  # as published; the paper does not say whose
 
         # First step: the network's own mask, its CRF, and the module that integrates them.
+        crf = self.crf.request(batch["image"], logits.detach(), presence)
         knowledge = refine.presence_argmax(logits.detach(), presence)  # m^K1
-        advice = self._crf(batch["image"], logits.detach(), presence)  # m^A1
-        d_knowledge, d_advice = net.ddnet1(shared1, knowledge), net.ddnet1(shared1, advice)
+        shared1 = net.ddnet1.features(features.low, high)
+        d_knowledge = net.ddnet1(shared1, knowledge)
+        sub_logits, sub_high = net.sub(features.high)
+        shared2 = net.ddnet2.features(features.low, sub_high)  # as published; the paper does not say whose
+        d_seed = net.ddnet2(shared2, seed)
+        yield crf
+        advice = crf.masks()  # m^A1
+        d_advice = net.ddnet1(shared1, advice)
         vanished = refine.vanished(knowledge, advice, presence, config.bad_ratio)
         refined1 = module(
             d_knowledge.detach().sigmoid(),
@@ -175,7 +190,7 @@ class DynamicTask:
         )  # m^D1
 
         # Second step: the seeds against the first step's mask.
-        d_seed, d_refined = net.ddnet2(shared2, seed), net.ddnet2(shared2, refined1)
+        d_refined = net.ddnet2(shared2, refined1)
         refined2 = module(
             d_seed.detach().sigmoid(), d_refined.detach().sigmoid(), seed, refined1, presence, config.bias2
         )  # m^D2
@@ -187,24 +202,15 @@ class DynamicTask:
             target, d_target = refined2, net.ddnet2(shared2, refined2)
         halfway = refine.presence_argmax(sub_logits.detach(), presence)  # m^sub
         everything = torch.ones(len(seed), dtype=torch.bool, device=seed.device)
+        unlabelled = seed == 255  # stays so
         return {
-            "main": losses.segmentation_loss(logits, refined2),  # eq. 11
+            "main": losses.segmentation_loss(logits, refined2.masked_fill(unlabelled, 255)),  # eq. 11
             "sub": config.alpha * losses.segmentation_loss(sub_logits, seed)
-            + (1 - config.alpha) * losses.segmentation_loss(sub_logits, target),  # eq. 14
+            + (1 - config.alpha) * losses.segmentation_loss(sub_logits, target.masked_fill(unlabelled, 255)),  # eq. 14
             "diff1": difference_losses(d_knowledge, d_advice, refine.difference(knowledge, advice), vanished),  # eq. 12
             "diff2": losses.difference_loss(d_seed, refine.difference(seed, halfway), everything)
             + losses.difference_loss(d_target, refine.difference(halfway, target), everything),  # eq. 13
         }
-
-    def _crf(self, images: Tensor, logits: Tensor, presence: Tensor) -> Tensor:
-        """m^A1: the CRF's mask (N, h, w) of the present classes' softmax, at the masks' resolution."""
-        size = logits.shape[-2:]
-        small = F.interpolate(images.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-        probs = refine.presence_softmax(logits.float(), presence).half().cpu().numpy()
-        labels = [np.flatnonzero(p).astype(np.uint8) for p in presence.cpu().numpy()]
-        gated = [prob[label] for prob, label in zip(probs, labels, strict=True)]
-        masks = self.crf(small.permute(0, 2, 3, 1).contiguous().cpu().numpy(), gated, labels, self.dynamic.crf)
-        return torch.from_numpy(np.stack(masks)).to(logits.device).long()
 
 
 def load_segmentation(network: NetworkConfig, classes: int, path: Path) -> SegmentationNet:

@@ -1,22 +1,59 @@
-"""The losses of the paper (eqs. 2, 8) and of PSA. Every one is finite, also where nothing is labelled."""
+"""The losses of the paper (eqs. 2, 8) and of PSA. Every one is finite, also where nothing is labelled.
+
+Each is a `Means`: totals and how many values they are of, so that a batch may be computed in parts, and by several
+workers, and still give the mean over all of its pixels.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
+@dataclass(frozen=True)
+class Means:
+    """A weighted sum of means."""
+
+    totals: Tensor
+    """float (T,)"""
+    counts: Tensor
+    """(T,): the number of values in each total."""
+    weights: tuple[float, ...] = (1.0,)
+
+    def value(self, counts: Tensor | None = None) -> Tensor:
+        """The scalar loss; or, with the `counts` (T,) of a whole batch, this part's share of it."""
+        means = self.totals / (self.counts if counts is None else counts).clamp(min=1)
+        return torch.stack([weight * mean for weight, mean in zip(self.weights, means, strict=True)]).sum()
+
+    def __add__(self, other: "Means") -> "Means":
+        return Means(
+            torch.cat([self.totals, other.totals]),
+            torch.cat([self.counts, other.counts]),
+            self.weights + other.weights,
+        )
+
+    def __rmul__(self, factor: float) -> "Means":
+        return Means(self.totals, self.counts, tuple(factor * weight for weight in self.weights))
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor) -> Means:
     """Eq. 8: cross entropy averaged over the labelled pixels.
 
     Args:
         logits: (N, C, H, W).
-        mask: integer (N, H, W); `ignore_index` marks pixels without a label.
+        mask: integer (N, H, W); 255 marks pixels without a label.
     """
-    loss = F.cross_entropy(logits.float(), mask.long(), ignore_index=ignore_index, reduction="sum")
-    return loss / (mask != ignore_index).sum().clamp(min=1)
+    total = F.cross_entropy(logits.float(), mask.long(), ignore_index=255, reduction="sum")
+    return Means(total[None], segmentation_counts(mask))
 
 
-def difference_loss(logits: Tensor, difference: Tensor, keep: Tensor) -> Tensor:
+def segmentation_counts(mask: Tensor) -> Tensor:
+    """The counts of `segmentation_loss`."""
+    return (mask != 255).sum()[None]
+
+
+def difference_loss(logits: Tensor, difference: Tensor, keep: Tensor) -> Means:
     """One term of eq. 2: binary cross entropy, balanced between differing and agreeing pixels.
 
     The mean over the differing pixels and the mean over the agreeing ones count one half each; a side without
@@ -27,19 +64,33 @@ def difference_loss(logits: Tensor, difference: Tensor, keep: Tensor) -> Tensor:
         difference: bool (N, H, W), see `refine.difference`.
         keep: bool (N,), False for the bad training samples.
     """
-    difference = difference.bool()
-    keep = keep.bool().view(-1, 1, 1).expand_as(difference)
-    logits = torch.where(keep, logits, 0)  # here rather than in the mean: 0 times the gradient of a NaN is a NaN
+    logits = torch.where(keep.view(-1, 1, 1), logits, 0)  # not in the mean: 0 times the gradient of a NaN is a NaN
     loss = F.binary_cross_entropy_with_logits(logits.float(), difference.float(), reduction="none")
-    return (_masked_mean(loss, difference & keep) + _masked_mean(loss, ~difference & keep)) / 2
+    return _means(loss, _sides(difference, keep), (0.5, 0.5))
 
 
-def classification_loss(logits: Tensor, presence: Tensor) -> Tensor:
+def difference_counts(difference: Tensor, keep: Tensor) -> Tensor:
+    """The counts of `difference_loss`."""
+    return _counts(_sides(difference, keep))
+
+
+def _sides(difference: Tensor, keep: Tensor) -> list[Tensor]:
+    keep = keep.view(-1, 1, 1)
+    return [difference & keep, ~difference & keep]
+
+
+def classification_loss(logits: Tensor, presence: Tensor) -> Means:
     """PSA's multi-label soft margin loss: logits (N, K) over the foreground classes, presence bool (N, K)."""
-    return F.multilabel_soft_margin_loss(logits.float(), presence.float())
+    total = F.binary_cross_entropy_with_logits(logits.float(), presence.float(), reduction="sum")
+    return Means(total[None], classification_counts(presence))
 
 
-def affinity_loss(affinity: Tensor, label: Tensor, neighbour: Tensor) -> Tensor:
+def classification_counts(presence: Tensor) -> Tensor:
+    """The counts of `classification_loss`."""
+    return torch.full((1,), presence.numel(), device=presence.device)
+
+
+def affinity_loss(affinity: Tensor, label: Tensor, neighbour: Tensor) -> Means:
     """PSA's affinity loss: 1/4 background pairs + 1/4 foreground pairs + 1/2 pairs of different classes.
 
     Args:
@@ -47,14 +98,27 @@ def affinity_loss(affinity: Tensor, label: Tensor, neighbour: Tensor) -> Tensor:
         label: integer (N, 1, h, w), 255 where unsure.
         neighbour: integer (N, P, h, w), the neighbours' labels, 255 where unsure or outside the image.
     """
-    sure = (label != 255) & (neighbour != 255)
-    same = label == neighbour
+    background, foreground, different = _pairs(label, neighbour)
     together, apart = -torch.log(affinity + 1e-5), -torch.log(1 - affinity + 1e-5)
-    background = _masked_mean(together, sure & same & (label == 0))
-    foreground = _masked_mean(together, sure & same & (label != 0))
-    return background / 4 + foreground / 4 + _masked_mean(apart, sure & ~same) / 2
+    return _means(together, [background, foreground], (0.25, 0.25)) + _means(apart, [different], (0.5,))
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def affinity_counts(label: Tensor, neighbour: Tensor) -> Tensor:
+    """The counts of `affinity_loss`."""
+    return _counts(_pairs(label, neighbour))
+
+
+def _pairs(label: Tensor, neighbour: Tensor) -> list[Tensor]:
+    sure = (label != 255) & (neighbour != 255)
+    same = sure & (label == neighbour)
+    return [same & (label == 0), same & (label != 0), sure & ~same]
+
+
+def _means(values: Tensor, masks: list[Tensor], weights: tuple[float, ...]) -> Means:
     # `where` rather than a product: an excluded NaN or infinity stays excluded.
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+    totals = [torch.where(mask, values, 0).sum() for mask in masks]
+    return Means(torch.stack(totals), _counts(masks), weights)
+
+
+def _counts(masks: list[Tensor]) -> Tensor:
+    return torch.stack([mask.sum() for mask in masks])

@@ -17,8 +17,10 @@ from ssdd.backbones import build_backbone, load_weights
 from ssdd.config import ConfigError, NetworkConfig, SeedsConfig, TrainConfig
 from ssdd.data import Sampling
 from ssdd.images import Images
+from ssdd.losses import Means
 from ssdd.networks import AffinityNet, Classifier, seed_size
 from ssdd.session import Session
+from ssdd.step import Batch
 from ssdd.store import Artifact
 from ssdd.tables import Row, Table
 
@@ -178,7 +180,12 @@ class ClassifierTask:
         net.backbone.load_state_dict(torch.load(self.pretrained / training.MODEL, weights_only=True))
         return net
 
-    def losses(self, net: Classifier, batch: training.Batch) -> dict[str, Tensor]:
+    elsewhere = False
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"class": losses.classification_counts(batch["presence"][:, 1:])}
+
+    def losses(self, net: Classifier, batch: Batch) -> dict[str, Means]:
         return {"class": losses.classification_loss(net(batch["image"]), batch["presence"][:, 1:])}
 
 
@@ -204,11 +211,18 @@ class AffinityTask:
         net.backbone.load_state_dict(torch.load(self.pretrained / training.MODEL, weights_only=True))
         return net
 
-    def losses(self, net: AffinityNet, batch: training.Batch) -> dict[str, Tensor]:
-        pairs = affinity.pair_affinity(net(batch["image"]), self.seeds.radius)
+    elsewhere = False
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"affinity": losses.affinity_counts(*self._labels(batch))}
+
+    def losses(self, net: AffinityNet, batch: Batch) -> dict[str, Means]:
+        pairs = affinity.pair_affinity(net(batch["image"]).float(), self.seeds.radius)
+        return {"affinity": losses.affinity_loss(pairs, *self._labels(batch))}
+
+    def _labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         label = batch["affinity"].long()
-        neighbours = affinity.neighbour_labels(label, self.seeds.radius)
-        return {"affinity": losses.affinity_loss(pairs, label[:, None], neighbours)}
+        return label[:, None], affinity.neighbour_labels(label, self.seeds.radius)
 
 
 class CamStage:

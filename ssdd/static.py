@@ -15,9 +15,11 @@ from torch import Tensor
 from ssdd import data, losses, maps, refine, seeds, training, transforms, voc
 from ssdd.config import BiasConfig, NetworkConfig, StaticConfig, TrainConfig
 from ssdd.data import Sampling
+from ssdd.losses import Means
 from ssdd.networks import StaticNet
 from ssdd.seeds import Seeds
 from ssdd.session import Session
+from ssdd.step import Batch
 from ssdd.store import Artifact
 from ssdd.tables import Row, Table
 
@@ -109,7 +111,15 @@ class StaticTask:
         training.load_parts(net, self.start.path, {"backbone": seeds.backbone_in(self.start)})
         return net
 
-    def losses(self, net: StaticNet, batch: training.Batch) -> dict[str, Tensor]:
+    elsewhere = False
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        vanished = refine.vanished(batch["knowledge"], batch["advice"], batch["presence"], self.static.bad_ratio)
+        difference = refine.difference(batch["knowledge"], batch["advice"])
+        of_one_mask = losses.difference_counts(difference, ~refine.bad_samples(vanished))
+        return {"base": losses.segmentation_counts(batch["knowledge"]), "diff0": of_one_mask.repeat(2)}
+
+    def losses(self, net: StaticNet, batch: Batch) -> dict[str, Means]:
         knowledge, advice = batch["knowledge"].long(), batch["advice"].long()
         features = net.backbone(batch["image"])
         logits, high = net.main(features.high)
@@ -123,7 +133,7 @@ class StaticTask:
         }
 
 
-def difference_losses(d_knowledge: Tensor, d_advice: Tensor, difference: Tensor, vanished: Tensor) -> Tensor:
+def difference_losses(d_knowledge: Tensor, d_advice: Tensor, difference: Tensor, vanished: Tensor) -> Means:
     """L_diff of one module (eqs. 2, 6, 12): both masks of the pair predict their difference.
 
     Args:

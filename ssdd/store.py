@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPE = "recipe.json"
-FORMAT = 2  # raise it whenever the same recipe would now give something else
+FORMAT = 3  # raise it whenever the same recipe would now give something else
 
 
 @dataclass(frozen=True)

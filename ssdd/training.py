@@ -28,10 +28,11 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 
 from ssdd import data, published, voc
-from ssdd.config import NetworkConfig, TrainConfig
+from ssdd.config import NetworkConfig, StepConfig, TrainConfig
 from ssdd.data import Sampling
 from ssdd.progress import Event, Mailbox
 from ssdd.session import Session, resolve
+from ssdd.step import Clock, Objective, Workers, gradients
 from ssdd.store import Artifact
 from ssdd.tables import Table
 from ssdd.weight_files import WeightsError
@@ -39,7 +40,6 @@ from ssdd.weight_files import WeightsError
 MODEL = "model.pt"
 STATE = "state.pt"
 LOG_EVERY = 2.0  # seconds
-Batch = dict[str, Tensor]
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -47,8 +47,8 @@ class DivergedError(RuntimeError):
     """A loss is no longer a number; the message names it, the step and the remedy."""
 
 
-class Task(Protocol):
-    """A training: picklable, built anew in each worker."""
+class Task(Objective, Protocol):
+    """A training: picklable, built anew in each worker. Its losses are those of a batch from `data.samples`."""
 
     @property
     def train(self) -> TrainConfig: ...
@@ -59,26 +59,19 @@ class Task(Protocol):
     def build(self) -> nn.Module:
         """The network at the start of training; its `backbone` has the base learning rate, the rest is new."""
 
-    def losses(self, net: Any, batch: Batch) -> dict[str, Tensor]:
-        """Named scalar losses of one batch (see `data.samples` for its columns); their sum is minimised."""
-
-
-class Losses(nn.Module):
-    """Task and network as one module whose forward gives the losses, which is what DDP wraps."""
-
-    def __init__(self, task: Task, net: nn.Module):
-        super().__init__()
-        self.net, self.task = net, task
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.task.losses(self.net, batch)
-
 
 def lr_factor(train: TrainConfig, done: float) -> float:
     """The learning rate as a share of the initial one, after the share `done` of the training."""
     if train.schedule == "poly":
         return (1 - done) ** 0.9
     return (1 + math.cos(math.pi * done / 1.2)) / 2
+
+
+def in_bf16(step: StepConfig, where: torch.device) -> bool:
+    """Whether networks are trained in bfloat16."""
+    if step.bf16 is not None:
+        return step.bf16
+    return where.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def optimizer_for(net: Any, train: TrainConfig) -> torch.optim.SGD:
@@ -100,7 +93,7 @@ class _Loop:
     seed: int
     images: int
     threads: int
-    micro_batch: int | None
+    step: StepConfig
     first_epoch: int
     resume: Path | None
     mailbox: Mailbox
@@ -117,18 +110,10 @@ def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined:
         task: what to train.
         joined: tables with the columns that the task samples.
     """
-    recipe = whole_recipe(session, recipe)
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
     artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
     shutil.rmtree(runs, ignore_errors=True)
     return artifact
-
-
-def whole_recipe(session: Session, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with which `run` builds its artifact."""
-    if session.config.micro_batch is None:
-        return recipe
-    return recipe | {"micro_batch": session.config.micro_batch}  # averages over pixels are averaged by parts
 
 
 def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table], folder: Path) -> None:
@@ -139,7 +124,9 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
     show = session.console.stage(name)
 
     def handle(event: Event) -> None:
-        text = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items())
+        shares = {k.removeprefix("share."): v for k, v in event.metrics.items() if k.startswith("share.")}
+        text = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if not k.startswith("share."))
+        text += "  " + " ".join(f"{k} {100 * v:.0f}%" for k, v in shares.items())
         show(event.step, event.steps, f"epoch {event.epoch}/{event.epochs}  {text}")
         session.tracker.metrics({f"{name}.{k}": v for k, v in event.metrics.items()}, step=event.step)
 
@@ -151,7 +138,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
             session.config.seed,
             joined[0].rows,
             plan.threads,
-            session.config.micro_batch,
+            session.config.step,
             first_epoch,
             resume,
             mailbox,
@@ -295,7 +282,12 @@ def _train(config: dict[str, Any]) -> None:
         optimizer.load_state_dict(state["optimizer"])
         del state
     torch.manual_seed(int(np.random.default_rng([loop.seed, loop.first_epoch, rank]).integers(2**31)))  # dropout's
-    model = ray.train.torch.prepare_model(Losses(task, net).train())
+    net.train()
+    if loop.step.compile:
+        net.backbone.compile()
+    together = Workers(net)
+    clock = Clock(where if rank == 0 else torch.device("cpu"))  # the others' times, and their events, nobody reads
+    bf16 = in_bf16(loop.step, where)
 
     local_batch = max(1, min(train.batch_size, loop.images) // workers)
     steps_per_epoch = max(1, loop.images // (local_batch * workers))
@@ -306,50 +298,24 @@ def _train(config: dict[str, Any]) -> None:
         drop_last=True,
         local_shuffle_buffer_size=4 * local_batch,
         local_shuffle_seed=loop.seed,
+        pin_memory=where.type == "cuda",
     )
-    log = _Log(loop, total, train.epochs, steps_per_epoch, rank == 0)
+    size, ahead = loop.step.parts_of(local_batch, task.elsewhere)
+    log = _Log(loop, total, train.epochs, steps_per_epoch, clock, rank == 0)
     step = loop.first_epoch * steps_per_epoch
-    waiting = time.perf_counter()
-    for batch in batches:
-        waited = time.perf_counter() - waiting
+    for batch in clock.each("data_wait", batches):
         for group in optimizer.param_groups:
             group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
-        optimizer.zero_grad(set_to_none=True)
-        losses = accumulate(model, batch, loop.micro_batch or local_batch)
-        optimizer.step()
+        losses = gradients(task, net, batch, together, clock, size, ahead, bf16)
+        with clock("update"):
+            optimizer.step()
         step += 1
-        log.step(step, losses, optimizer.param_groups[0]["lr"], local_batch * workers, waited)
+        log.step(step, losses, optimizer.param_groups[0]["lr"], local_batch * workers)
         if step % steps_per_epoch == 0 and step < total:
             _report(step // steps_per_epoch, net, optimizer, rank)
         if step == total:
             break
-        waiting = time.perf_counter()
     _report(train.epochs, net, optimizer, rank)
-
-
-def accumulate(model: nn.Module, batch: Batch, micro_batch: int) -> dict[str, Tensor]:
-    """Gradients of a batch, a few images at a time, so that a large one needs no more memory than these.
-
-    Args:
-        model: gives named losses; under DDP its workers exchange gradients once, with the last images.
-        batch: columns (N, ...).
-        micro_batch: images at a time.
-
-    Returns:
-        the losses, detached: means over the parts, by their numbers of images.
-    """
-    images = len(batch["image"])
-    total: dict[str, Tensor] = {}
-    for first in range(0, images, micro_batch):
-        part = {name: column[first : first + micro_batch] for name, column in batch.items()}
-        share = len(part["image"]) / images
-        last = first + micro_batch >= images
-        with contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():  # type: ignore[operator]
-            losses = {name: value * share for name, value in model(part).items()}
-            torch.stack(list(losses.values())).sum().backward()
-        for name, value in losses.items():
-            total[name] = total.get(name, torch.zeros_like(value)) + value.detach()
-    return total
 
 
 def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
@@ -367,22 +333,21 @@ def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: 
 class _Log:
     """Means over the last seconds, sent to the driver by the first worker."""
 
-    def __init__(self, loop: _Loop, total: int, epochs: int, steps_per_epoch: int, active: bool):
-        self.loop, self.total, self.epochs, self.active = loop, total, epochs, active
+    def __init__(self, loop: _Loop, total: int, epochs: int, steps_per_epoch: int, clock: Clock, active: bool):
+        self.loop, self.total, self.epochs, self.clock, self.active = loop, total, epochs, clock, active
         self.steps_per_epoch = steps_per_epoch
         self._reset()
 
     def _reset(self) -> None:
-        self.begun, self.count, self.waited = time.perf_counter(), 0, 0.0
+        self.begun, self.count = time.perf_counter(), 0
         self.sums: dict[str, Tensor] = {}
 
-    def step(self, step: int, losses: dict[str, Tensor], lr: float, images: int, waited: float) -> None:
+    def step(self, step: int, losses: dict[str, Tensor], lr: float, images: int) -> None:
         if not self.active:
             return
         self.count += 1
-        self.waited += waited
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         elapsed = time.perf_counter() - self.begun
         if elapsed < LOG_EVERY and step < self.total:
             return
@@ -393,8 +358,8 @@ class _Log:
         metrics |= {
             "lr": lr,
             "images_per_s": images * self.count / elapsed,
-            "data_wait": self.waited / elapsed,
         }
+        metrics |= {f"share.{name}": seconds / elapsed for name, seconds in self.clock.read().items()}
         epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
         self.loop.mailbox.send(Event(step, self.total, epoch, self.epochs, metrics))
         self._reset()

@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from ssdd.config import PRESETS, BiasConfig, Config, ConfigError, flatten, from_dict, parse, to_dict, validate
+from ssdd.config import (
+    PRESETS,
+    BiasConfig,
+    Config,
+    ConfigError,
+    StepConfig,
+    flatten,
+    from_dict,
+    parse,
+    to_dict,
+    validate,
+)
 from ssdd.crf import CRFParams
 
 PAPER = PRESETS["paper"]()
@@ -113,7 +124,7 @@ def test_presets_are_valid(preset):
         ({"workers": 0}, ["--workers"]),
         ({"part_size": 0}, ["--part-size"]),
         ({"inference_batch": 0}, ["--inference-batch"]),
-        ({"micro_batch": 0}, ["--micro-batch"]),
+        ({"step": StepConfig(micro_batch=0, parts=0)}, ["--step.parts", "--step.micro-batch"]),
         ({"static__bad_ratio": -0.1, "dynamic__bad_ratio": 2.0}, ["--static.bad-ratio", "--dynamic.bad-ratio"]),
         ({"rounds": 0}, ["--rounds"]),
         ({"compare__random_seeds": ()}, ["--compare.random-seeds"]),

@@ -16,8 +16,11 @@ import ray
 import torch
 
 from ssdd import cluster, config, data, pool, seeds, synthetic, training, voc
+from ssdd.batch_crf import ActorCRF
 from ssdd.crf import CRFParams
+from ssdd.dynamic import DynamicTask
 from ssdd.session import Session
+from ssdd.store import Artifact
 from ssdd.tables import open_table
 
 ROOT = Path(__file__).parent.parent
@@ -352,10 +355,41 @@ def test_crf_pool_agrees_with_the_plain_function_and_survives_a_lost_actor(place
     params = CRFParams(iterations=3)
     expected = pool.refine(images, probs, labels, params)
     actors = pool.CRFPool(plan.crf_actors, plan.unit)
-    np.testing.assert_array_equal(actors(images, probs, labels, params), expected)
+    np.testing.assert_array_equal(actors.request(images, probs, labels, params).masks(), expected)
     ray.kill(actors.actors[0], no_restart=False)
-    np.testing.assert_array_equal(actors(images, probs, labels, params), expected)
+    np.testing.assert_array_equal(actors.request(images, probs, labels, params).masks(), expected)
     actors.close()
+
+
+@dataclass(frozen=True)
+class KillingCRF(ActorCRF):
+    """Kills one of its actors with its third request, in the middle of the first epoch."""
+
+    def request(self, images, logits, presence):
+        asked = super().request(images, logits, presence)
+        object.__setattr__(self, "requests", getattr(self, "requests", 0) + 1)
+        if self.requests == 3:
+            ray.kill(self.pool.actors[0], no_restart=False)
+        return asked
+
+
+def test_a_crf_actor_that_is_lost_in_an_epoch_changes_nothing(places):
+    folder, workspace = places
+    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
+    images, refined, static_net, undisturbed = (
+        next((workspace / "artifacts").glob(f"{name}-*")) for name in ("images-train", "refined", "static", "dynamic")
+    )
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with Session(small, "loss") as session:
+        crfs = pool.CRFPool(2, session.plan.unit)
+        start = Artifact("static", "", static_net)
+        crf = KillingCRF(small.dynamic.crf, crfs)
+        task = DynamicTask(small.network, small.dynamic, 1 + len(synthetic.CLASSES), start, crf)
+        made = training.run(session, "disturbed", {"a": 2}, task, [open_table(images), open_table(refined)])
+        crfs.close()
+    weights, expected = (torch.load(p / training.MODEL, weights_only=True) for p in (made.path, undisturbed))
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ssdd.losses import affinity_loss, classification_loss, difference_loss, segmentation_loss
+from ssdd import losses
+
+
+def value_of(loss):
+    return lambda *args: loss(*args).value()
+
+
+affinity_loss = value_of(losses.affinity_loss)
+classification_loss = value_of(losses.classification_loss)
+difference_loss = value_of(losses.difference_loss)
+segmentation_loss = value_of(losses.segmentation_loss)
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -146,3 +156,35 @@ def test_classification_loss_is_the_mean_binary_cross_entropy():
     expected = F.binary_cross_entropy_with_logits(logits, presence.float())
     torch.testing.assert_close(classification_loss(logits, presence), expected)
     assert classification_loss(logits, presence) > classification_loss(torch.where(presence, 9.0, -9.0), presence)
+
+
+def _samples(images):
+    """Arguments of every loss and of its counts."""
+    mask = torch.randint(0, 4, (images, 6, 5), generator=torch.Generator().manual_seed(1))
+    mask[mask == 3] = 255
+    difference, keep = random(images, 6, 5, seed=2) > 0.5, torch.arange(images) % 3 != 1
+    presence = random(images, 4, seed=3) > 0
+    label = mask[:, None]
+    neighbour = torch.cat([label.roll(k, 2) for k in (1, 2)], 1)
+    return {
+        "segmentation": ((random(images, 3, 6, 5), mask), (mask,)),
+        "difference": ((random(images, 6, 5), difference, keep), (difference, keep)),
+        "classification": ((random(images, 4), presence), (presence,)),
+        "affinity": ((random(images, 2, 6, 5).sigmoid(), label, neighbour), (label, neighbour)),
+    }
+
+
+@pytest.mark.parametrize("name", list(_samples(1)))
+def test_shares_of_parts_add_up_to_the_loss_of_the_whole(name):
+    args, counted = _samples(5)[name]
+    loss, counts = getattr(losses, f"{name}_loss"), getattr(losses, f"{name}_counts")
+    whole = loss(*args)
+    torch.testing.assert_close(counts(*counted), whole.counts)
+    parts = [loss(*(x[k : k + 2] for x in args)) for k in range(0, 5, 2)]
+    torch.testing.assert_close(sum(part.value(whole.counts) for part in parts), whole.value())
+
+
+def test_sums_and_multiples_of_losses():
+    one, other = (losses.segmentation_loss(random(1, 3, 2, 2, seed=k), torch.zeros(1, 2, 2)) for k in (0, 1))
+    both = 0.25 * one + 0.75 * other
+    torch.testing.assert_close(both.value(), one.value() / 4 + other.value() * 3 / 4)

@@ -155,7 +155,7 @@ def test_ddnet_of_the_paper_has_its_channels():
 
 
 def module_loss(ddnet, shared, knowledge, advice, vanished):
-    return difference_losses(ddnet(shared, knowledge), ddnet(shared, advice), knowledge != advice, vanished)
+    return difference_losses(ddnet(shared, knowledge), ddnet(shared, advice), knowledge != advice, vanished).value()
 
 
 def test_difference_losses_train_ddnet_and_nothing_else(static_net):

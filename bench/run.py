@@ -1,0 +1,436 @@
+"""Every benchmark, as ratios of two things that are measured in turns in one run; prints a table.
+
+    make bench        or: python bench/run.py [--only NAME ...] [--data DIR] [--workspace DIR] [--output FILE]
+
+`--data` is a VOC-layout folder with photographs (default: the embedded data set), `--workspace` one that a job has
+trained (default: ./workspace): test-time rows need its network. Rows that the machine cannot measure are left out, and
+said so.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import resource
+import tempfile
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+from simulated import SimulatedNet, SimulatedTask, in_turns, pictures, row, seconds
+from step import batch_of, build
+
+from ssdd import (
+    batch_crf,
+    cluster,
+    config,
+    crf_rows,
+    data,
+    dynamic,
+    evaluate,
+    maps,
+    pool,
+    synthetic,
+    tables,
+    training,
+    voc,
+)
+from ssdd.batch_crf import ActorCRF, ExactCRF, InlineCRF
+from ssdd.crf import CRFParams
+from ssdd.step import Clock, Workers, gradients
+
+TRAINING_CRF = CRFParams(iterations=3)
+CPU = torch.device("cpu")
+
+
+# The offline stage.
+
+
+def offline_crf_stage(setting):
+    """Photographs through Ray Data's CRF actors, against as many bare loops."""
+    table = setting.photographs(48)
+    advise = partial(crf_rows.advise, CRFParams())
+    rows = [r for part in range(len(table.parts)) for r in data._read_rows([table], COLUMNS, part).to_pylist()]
+    plan = setting.plan
+    ratios, starts = [], []
+    advise(rows[:2])
+    for _ in range(3):
+        bare = seconds(lambda: [advise([dict(r)]) for r in rows[: len(rows) // 2]]) / (len(rows) // 2)
+        begun, ends = time.perf_counter(), []
+        for _ in data.infer([table], COLUMNS, Identity, advise, 4, plan):
+            ends.append(time.perf_counter())
+        starts.append(ends[0] - begun)
+        actors = min(plan.crf_actors, len(rows))
+        # From the first result on, when all actors have work.
+        ratios.append((len(ends) - 1) / (ends[-1] - ends[0]) * bare / min(actors, setting.cpus))
+    print(f"  start-up of the stage, left out: {min(starts):.1f} to {max(starts):.1f} s")
+    return row("offline_crf_stage", ratios, 0.95, "higher")
+
+
+COLUMNS = ["image", "presence", "probs"]
+
+
+class Identity:
+    def __call__(self, rows):
+        return rows
+
+
+# The CRF of a training step.
+
+
+def crf_actor_overhead(setting):
+    """Time of a loaded pool for many requests, times its actors, over the bare CRFs' time; minus 1."""
+    actors = setting.crf_actors
+    inputs = _requests(4)
+    crfs = pool.CRFPool(actors, setting.plan.unit)
+
+    def loaded():
+        asked = [crfs.request(*inputs, TRAINING_CRF) for _ in range(20)]
+        for request in asked:
+            request.masks()
+
+    def bare():
+        for _ in range(20):
+            pool.refine(*inputs, TRAINING_CRF)
+
+    times = in_turns(5, loaded, bare)
+    crfs.close()
+    return row("crf_actor_overhead", [actors * a / b - 1 for a, b in times], 0.10)
+
+
+def _requests(count, side=112):
+    """What `pool.refine` and a pool get, for smooth pictures."""
+    image, logits, presence = pictures(count, side)
+    return batch_crf.copied(image, logits, presence)()
+
+
+def overlap(milliseconds, goal, setting):
+    """A step on a simulated accelerator, over the longer of network time and CRF time / actors."""
+    n, actors = 8, setting.crf_actors
+    image, logits, presence = pictures(n, 112)
+    batch = {"image": image, "presence": presence, "index": torch.arange(n)}
+    crfs = pool.CRFPool(actors, setting.plan.unit)
+    clock, network = Clock(CPU), milliseconds / 1000
+    steps = {}
+    size, ahead = config.StepConfig().parts_of(n, True)
+    for name, crf, part in (("actors", ActorCRF(TRAINING_CRF, crfs), size), ("inline", InlineCRF(TRAINING_CRF), n)):
+        net = SimulatedNet(logits)
+        task, workers = SimulatedTask(crf, network, n), Workers(net)
+        steps[name] = partial(gradients, task, net, batch, workers, clock, part, ahead)
+    bare = partial(pool.refine, *_requests(n), TRAINING_CRF)
+    times = in_turns(10, steps["actors"], steps["inline"], bare)
+    crfs.close()
+    inline = [b / (network + c) for _, b, c in times]
+    print(f"  network {milliseconds} ms: inline costs {sorted(inline)[5]:.2f} x (network + CRF)")
+    return row(f"overlap_{milliseconds}ms", [a / max(network, c / actors) for a, _, c in times], goal)
+
+
+# A dynamic step on CPUs.
+
+
+class FreeCRF:
+    """Some masks for nothing: what remains of a step is its network."""
+
+    elsewhere = False
+
+    def request(self, images, logits, presence):
+        self.mask = logits.argmax(1) * 0 + 8
+        return self
+
+    def wait(self): ...
+
+    def masks(self):
+        return self.mask
+
+
+@ray.remote
+class StepWorker:
+    """A training worker: steps of the dynamic stage on its share of a batch of 8."""
+
+    def __init__(self, preset, share, threads):
+        torch.set_num_threads(threads)
+        self.chosen, self.share = config.PRESETS[preset](), share
+
+    def join(self, rank, count, address):
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+
+    def prepare(self, crf):
+        self.task, kind = build(self.chosen, "dynamic", crf)
+        torch.manual_seed(0)
+        net = kind(self.chosen.network, 21).to(memory_format=torch.channels_last).train()
+        size, ahead = self.chosen.step.parts_of(self.share, crf.elsewhere)
+        batch, workers = batch_of(self.task, self.share, CPU), Workers(net)
+        self.one = partial(gradients, self.task, net, batch, workers, Clock(CPU), size, ahead)
+        optimizer = training.optimizer_for(net, replace(self.task.train, lr=1e-9))
+        self.update = optimizer.step
+
+    def steps(self, count):
+        for _ in range(count):
+            self.one()
+            self.update()
+
+    def cpu_seconds(self, count):
+        begun = time.process_time()
+        self.steps(count)
+        return (time.process_time() - begun) / count
+
+    def peak(self):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def cpu_step(preset, setting):
+    """A dynamic step of 8 images by 2 workers and the CRF actors, over (network CPU + CRF CPU time) / cores."""
+    chosen, count, steps = config.PRESETS[preset](), 8, 4
+    params = chosen.dynamic.crf
+    environment = {"env_vars": cluster.CPU_ENVIRONMENT}
+    options = dict(num_cpus=setting.plan.unit, runtime_env=environment)
+    crfs = pool.CRFPool(setting.crf_actors, setting.plan.unit)
+    alone = StepWorker.options(**options).remote(preset, count, 1)
+    ray.get(alone.prepare.remote(FreeCRF()))
+    workers = [StepWorker.options(**options).remote(preset, count // 2, 1) for _ in range(2)]
+    address = f"file://{tempfile.mkdtemp()}/group"
+    ray.get([w.join.remote(rank, 2, address) for rank, w in enumerate(workers)])
+    inputs = _requests(count, chosen.network.mask_size(chosen.dynamic.train.augment.crop))
+    results = {"actors": [], "inline": []}
+    ray.get(alone.steps.remote(2))
+    for _ in range(3):
+        network = ray.get(alone.cpu_seconds.remote(steps))
+        crf = seconds(lambda: [pool.refine(*inputs, params) for _ in range(4)]) / 4
+        bound = (network + crf) / min(setting.cpus, 2 + setting.crf_actors)
+        for name, backend in (("actors", ActorCRF(params, crfs)), ("inline", InlineCRF(params))):
+            ray.get([w.prepare.remote(backend) for w in workers])
+            ray.get([w.steps.remote(1) for w in workers])
+            took = seconds(lambda: ray.get([w.steps.remote(steps) for w in workers])) / steps
+            results[name].append(took / bound)
+    inline = min(results["inline"])
+    print(f"  {preset}: network {network:.2f} s, CRF {crf:.2f} s; inline costs {inline:.2f} x the bound")
+    for actor in (alone, *workers):
+        ray.kill(actor)
+    crfs.close()
+    never_slower = [a / b for a, b in zip(results["actors"], results["inline"], strict=True)]
+    return [
+        row(f"cpu_step_{preset}", results["actors"], 1.10),
+        row(f"cpu_step_{preset}_over_inline", never_slower, 1.0),
+    ]
+
+
+def peak_memory(setting):
+    """Peak memory of a step in parts with actors over that of a whole one inline."""
+    crfs, params = pool.CRFPool(setting.crf_actors, setting.plan.unit), config.mini().dynamic.crf
+    peaks = {}
+    for name, backend in (("inline", InlineCRF(params)), ("actors", ActorCRF(params, crfs))):
+        peaks[name] = []
+        for _ in range(2):  # in new processes: a peak never falls
+            worker = StepWorker.options(num_cpus=setting.plan.unit).remote("photographs", 8, 1)
+            ray.get(worker.prepare.remote(backend))
+            ray.get(worker.steps.remote(3))
+            peaks[name].append(ray.get(worker.peak.remote()))
+            ray.kill(worker)
+    inputs = _requests(8)  # large enough to go through the object store
+    for _ in range(5):
+        crfs.request(*inputs, replace(TRAINING_CRF, iterations=1)).masks()
+    before = object_store_bytes()
+    for _ in range(500):
+        crfs.request(*inputs, replace(TRAINING_CRF, iterations=1)).masks()
+    print(f"  the object store grew by {(object_store_bytes() - before) / 2**20:.1f} MiB over 500 requests of 8 images")
+    crfs.close()
+    return row("peak_memory", [a / b for a in peaks["actors"] for b in peaks["inline"]], 1.05)
+
+
+def object_store_bytes():
+    time.sleep(2)  # Ray reports it with a delay
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return total["object_store_memory"] - free["object_store_memory"]
+
+
+# Test time.
+
+
+def test_time_crf(setting):
+    """CRFs of a trained network's predictions with improbable labels dropped, over those with all 21 labels."""
+    trained = evaluate.recall(setting.workspace)
+    if trained is None:
+        print(f"  test_time_crf: nothing is trained in {setting.workspace}; run `make demo`, or name a workspace")
+        return []
+    chosen = config.from_dict(trained.config)
+    folder = voc.open_folder(setting.data or chosen.data or setting.workspace / "embedded")
+    ids = voc.read_split(folder, chosen.split)[:16]
+    model = {"dynamic": setting.workspace / trained.models["dynamic"]}
+    stage = dynamic.PredictStage(chosen.network, chosen.evaluate, len(trained.classes), model)
+    rows = [{"image_id": i, "image": (folder.root / "JPEGImages" / f"{i}.jpg").read_bytes()} for i in ids]
+    rows = [r for first in range(0, len(rows), 8) for r in stage(rows[first : first + 8])]
+    drop = chosen.evaluate.min_probability
+    made = {p: crf_rows.segment(("dynamic",), chosen.crf, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)}
+    masks = [[voc.read_mask(r["dynamic_crf"]).ravel() for r in made[p]] for p in (0.0, drop)]
+    equal = np.concatenate(masks[0]) == np.concatenate(masks[1])
+    both = [partial(crf_rows.segment, ("dynamic",), chosen.crf, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)]
+    times = in_turns(3, *both)
+    return [
+        row("test_time_crf", [a / b for a, b in times], 2.0, "higher"),
+        row("test_time_crf_equal_pixels", [float(equal.mean())], 0.999, "higher"),
+    ]
+
+
+# On a GPU.
+
+
+def gpu_steps(setting):
+    """Steps of the paper's ResNet-38 and of a ResNet-50 at full size, with each backend."""
+    if not torch.cuda.is_available():
+        print("  the rows of a GPU: there is none here")
+        return []
+    where, rows = torch.device("cuda"), []
+    crfs = pool.CRFPool(min(setting.plan.crf_actors, 8), setting.plan.unit)
+    for backbone in ("resnet38", "resnet50"):
+        chosen = config.paper()
+        network = replace(chosen.network, backbone=replace(chosen.network.backbone, name=backbone))
+        chosen, params = replace(chosen, network=network), chosen.dynamic.crf
+        steps = {
+            "none": _gpu_step(chosen, FreeCRF(), True),
+            "actors": _gpu_step(chosen, ActorCRF(params, crfs), True),
+            "exact": _gpu_step(chosen, ExactCRF(params), True),
+            "inline": _gpu_step(chosen, InlineCRF(params), False),  # whole and in single precision, as published
+        }
+        times = [dict(zip(steps, t, strict=True)) for t in in_turns(5, *steps.values())]
+        print(f"  {backbone}: " + ", ".join(f"{k} {v:.3f} s" for k, v in times[-1].items()))
+        suffix = "" if backbone == "resnet38" else f"_{backbone}"
+        rows += [
+            row(f"gpu_step_over_no_crf{suffix}", [t["actors"] / t["none"] for t in times], 1.05),
+            row(f"gpu_speedup_over_inline{suffix}", [t["inline"] / t["actors"] for t in times], 5.0, "higher"),
+            row(f"gpu_exact_step{suffix}", [t["exact"] / t["none"] for t in times], 1.15),
+        ]
+        del steps
+    crfs.close()
+    image, logits, presence = pictures(8, 112, where)
+    inputs = _requests(8)
+
+    def exact():
+        ExactCRF(TRAINING_CRF).request(image, logits, presence)
+        torch.cuda.synchronize()
+
+    times = in_turns(5, exact, partial(pool.refine, *inputs, TRAINING_CRF))
+    return [*rows, row("gpu_exact_over_core", [b / a for a, b in times], 10.0, "higher")]
+
+
+def _gpu_step(chosen, crf, fast):
+    """A whole step of 8 images on the GPU; `fast`: in parts and in bfloat16."""
+    count, where = 8, torch.device("cuda")
+    task, kind = build(chosen, "dynamic", crf)
+    net = kind(chosen.network, 21).to(where, memory_format=torch.channels_last).train()
+    size, ahead = chosen.step.parts_of(count, crf.elsewhere)
+    workers, batch = Workers(net), batch_of(task, count, where)
+    optimizer = training.optimizer_for(net, task.train)
+
+    def step():
+        gradients(task, net, batch, workers, Clock(CPU), size, ahead, fast)
+        optimizer.step()
+        torch.cuda.synchronize()
+
+    return step
+
+
+BENCHMARKS = {
+    "offline_crf_stage": offline_crf_stage,
+    "crf_actor_overhead": crf_actor_overhead,
+    "overlap_20ms": partial(overlap, 20, 1.25),
+    "overlap_60ms": partial(overlap, 60, 1.15),
+    "overlap_200ms": partial(overlap, 200, 1.05),
+    "test_time_crf": test_time_crf,
+    "cpu_step_mini": partial(cpu_step, "mini"),
+    "cpu_step_photographs": partial(cpu_step, "photographs"),
+    "peak_memory": peak_memory,
+    "gpu": gpu_steps,
+}
+
+
+class Setting:
+    """What the benchmarks run on."""
+
+    def __init__(self, args, scratch):
+        self.data, self.workspace, self.scratch = args.data, args.workspace, scratch
+        self.cpus = int(args.num_cpus or os.cpu_count() or 1)
+        self.plan = cluster.connect(replace(config.mini(), num_cpus=self.cpus))
+        self.crf_actors = 2
+
+    def photographs(self, count):
+        """A stage table of images at about 375 x 500 pixels, with smooth probabilities of 2 or 3 labels."""
+        folder = self.data or synthetic.generate(self.scratch / "data", train=count, val=1)
+        opened = voc.open_folder(folder)
+        ids = voc.read_split(opened, "train")[:count]
+        generator = np.random.default_rng(0)
+        rows = []
+        for k, i in enumerate(ids):
+            probs = maps.resize(generator.random((2 + k % 2, 5, 5), dtype=np.float32), (47, 63))
+            image = (opened.root / "JPEGImages" / f"{i}.jpg").read_bytes()
+            if not self.data:
+                image = _resized(image, (500, 375))
+            labels = list(range(1, 2 + k % 2))
+            rows.append({"image_id": i, "image": image, "presence": labels, "probs": maps.pack(probs)})
+        parts = tuple(tuple(ids[first : first + 8]) for first in range(0, len(ids), 8))
+        (self.scratch / "table").mkdir(exist_ok=True)
+        tables.write_table(self.scratch / "table", parts, SCHEMA, iter(rows))
+        return tables.open_table(self.scratch / "table")
+
+
+def _resized(jpeg, size):
+    out = io.BytesIO()
+    Image.open(io.BytesIO(jpeg)).resize(size).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+SCHEMA = pa.schema(
+    [("image_id", pa.string()), ("image", pa.binary()), ("presence", pa.list_(pa.int64())), ("probs", pa.binary())]
+)
+
+
+def machine():
+    """What it is measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
+    parser.add_argument("--num-cpus", type=int)
+    args = parser.parse_args()
+    os.environ.pop("RAY_ADDRESS", None)
+    torch.set_num_threads(1)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        setting = Setting(args, Path(scratch))
+        for name in args.only:
+            print(name)
+            made = BENCHMARKS[name](setting)
+            rows += made if isinstance(made, list) else [made]
+            record = {"machine": machine(), "rows": [asdict(r) for r in rows]}
+            args.output.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record["machine"]))
+    print(f"{'':32} {'median':>8} {'low':>8} {'high':>8}   goal")
+    for r in rows:
+        sign = {"lower": "<=", "higher": ">="}[r.better]
+        print(f"{r.name:32} {r.value:8.3f} {r.low:8.3f} {r.high:8.3f}   {sign} {r.goal}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The CRF of a training step (sec. 4.2), behind one interface: in this process, on a pool of actors, or exact."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdd import exact_crf, pool, refine
+from ssdd.crf import CRFParams
+
+Inputs = tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]
+
+
+class Masks(Protocol):
+    """The CRF masks of some images, once they are there."""
+
+    def wait(self) -> None: ...
+
+    def masks(self) -> Tensor:
+        """int64 (N, h, w), on the device of the request."""
+
+
+class BatchCRF(Protocol):
+    """CRFs of a few images at the resolution of their masks; picklable."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes compute them, while this one goes on."""
+
+    def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
+        """Ask for the CRF masks of the present classes' softmax.
+
+        Args:
+            images: uint8 (N, 3, H, W).
+            logits: (N, C, h, w).
+            presence: bool (N, C), background included.
+        """
+
+
+@dataclass(frozen=True)
+class InlineCRF:
+    """pydensecrf in this process, image by image, as in the published loop; computed where it is waited for."""
+
+    params: CRFParams
+    elsewhere = False
+
+    def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
+        inputs = copied(images, logits, presence)
+        return _Later(logits.device, lambda: pool.refine(*inputs(), self.params))
+
+
+@dataclass(frozen=True)
+class ActorCRF:
+    """pydensecrf on a pool of Ray CPU actors, which work while this process goes on."""
+
+    params: CRFParams
+    pool: pool.CRFPool
+    elsewhere = True
+
+    def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
+        inputs = copied(images, logits, presence)
+        # On a GPU the inputs come when it has computed them. A thread waits for that and sends them off, so that this
+        # one can go on giving the GPU work.
+        sent: Future[pool.Request] = _sender().submit(lambda: self.pool.request(*inputs(), self.params))
+        return _Later(logits.device, lambda: sent.result().masks())
+
+
+@dataclass(frozen=True)
+class ExactCRF:
+    """Mean field without approximation, on the device of the training."""
+
+    params: CRFParams
+    elsewhere = False
+
+    def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
+        with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+            probs = refine.presence_softmax(logits.float(), presence)
+            return _Now(exact_crf.mean_field(_small(images, logits), probs, self.params).argmax(1))
+
+
+@dataclass(frozen=True)
+class _Now:
+    result: Tensor
+
+    def wait(self) -> None: ...
+
+    def masks(self) -> Tensor:
+        return self.result
+
+
+@dataclass
+class _Later:
+    device: torch.device
+    compute: Callable[[], list[np.ndarray]]
+    result: list[np.ndarray] = field(default_factory=list)
+
+    def wait(self) -> None:
+        if not self.result:
+            self.result = self.compute()
+
+    def masks(self) -> Tensor:
+        self.wait()
+        masks = torch.from_numpy(np.stack(self.result))
+        if self.device.type == "cuda":
+            masks = masks.pin_memory()
+        return masks.to(self.device, non_blocking=True).long()
+
+
+@cache
+def _sender() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "crf-requests")
+
+
+def _small(images: Tensor, logits: Tensor) -> Tensor:
+    """The images at the masks' resolution, uint8 (N, 3, h, w)."""
+    small = F.interpolate(images.float(), logits.shape[-2:], mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).byte()
+
+
+def copied(images: Tensor, logits: Tensor, presence: Tensor) -> Callable[[], Inputs]:
+    """Start copies to the CPU; the function returned waits for them and gives `pool.refine`'s first three arguments."""
+    with torch.no_grad():
+        probs = refine.presence_softmax(logits.float(), presence).half()
+        small = _small(images, logits).permute(0, 2, 3, 1).contiguous()
+    # To pinned memory, so that the copies wait for the GPU while this process does not.
+    there = [x.to("cpu", non_blocking=True) for x in (small, probs, presence)]
+    ready = torch.cuda.Event(blocking=True) if logits.is_cuda else None  # else waiting for it would take a core
+    if ready is not None:
+        ready.record()
+
+    def inputs() -> Inputs:
+        if ready is not None:
+            ready.synchronize()
+        pixels, scores, present = (x.numpy() for x in there)
+        labels = [np.flatnonzero(p).astype(np.uint8) for p in present]
+        return pixels, [score[label] for score, label in zip(scores, labels, strict=True)], labels
+
+    return inputs

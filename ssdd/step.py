@@ -1,0 +1,223 @@
+"""The gradients of one training step, computed part by part, so that a part's CRF runs beside the others' network.
+
+Neither the parts nor the number of workers change the result: losses are normalised by the counts of the whole batch,
+over all parts and all workers, and batch norm is frozen. The workers' gradients are summed once in a step.
+"""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssdd.losses import Means
+
+Batch = dict[str, Tensor]
+Named = dict[str, Means]
+T = TypeVar("T")
+
+
+class Pending(Protocol):
+    """Something that is computed elsewhere."""
+
+    def wait(self) -> None: ...
+
+
+Waiting = Generator[Pending, None, Named]
+"""A loss computation that pauses once, for something that is computed elsewhere, and then returns the losses."""
+
+
+class Objective(Protocol):
+    """What a step minimises: the sum of named losses."""
+
+    def losses(self, net: Any, batch: Batch) -> Named | Waiting:
+        """The losses of some images; a generator, where they need something that is computed elsewhere."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether `losses` waits for other processes: then it pays to compute a batch in parts."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """`Means.counts` of those losses whose counts follow from the samples alone.
+
+        They are known before the forward pass, so that a part's gradients need not wait for the other parts. The
+        other losses' gradients come at the end of the step: they should need few activations.
+        """
+
+
+class Workers:
+    """The gradients of a network in one buffer, which the training workers sum in one exchange."""
+
+    SPARE = 16  # values that travel with the gradients
+
+    def __init__(self, net: nn.Module):
+        self.count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        trained = [p for p in net.parameters() if p.requires_grad]
+        total = sum(p.numel() for p in trained)
+        self.buffer = torch.zeros(total + self.SPARE, device=trained[0].device)
+        first = 0
+        for p in trained:
+            p.grad = self.buffer[first : first + p.numel()].as_strided(p.shape, p.stride(), first)
+            first += p.numel()
+        self.values = self.buffer[total:]
+        if self.count > 1:  # the same initial weights to the last bit, whatever machines drew them
+            own = [in_memory_order(p.detach()) for p in net.parameters()]
+            common = torch.cat(own)
+            dist.broadcast(common, 0)
+            for mine, value in zip(own, common.split([len(p) for p in own]), strict=True):
+                mine.copy_(value)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of the workers' values."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+
+class Clock:
+    """Where a worker's time goes. On a GPU, sections that only launch work are timed by events."""
+
+    def __init__(self, where: torch.device):
+        self.cuda = where.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, on_device: bool = True) -> Iterator[None]:
+        if self.cuda and on_device:
+            begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begun.record()
+            yield
+            ended.record()
+            self.events.append((name, begun, ended))
+        else:
+            start = time.perf_counter()
+            yield
+            self._add(name, time.perf_counter() - start)
+
+    def each(self, name: str, values: Iterable[T]) -> Iterator[T]:
+        """The same values; what it takes to get them counts as `name`."""
+        iterator = iter(values)
+        while True:
+            with self(name, on_device=False):
+                value = next(iterator, None)
+            if value is None:
+                return
+            yield value
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def read(self) -> dict[str, float]:
+        """Seconds of each section since the last call."""
+        if self.events:
+            self.events[-1][2].synchronize()
+        for name, begun, ended in self.events:
+            self._add(name, begun.elapsed_time(ended) / 1000)
+        seconds, self.seconds, self.events = self.seconds, {}, []
+        return seconds
+
+
+def gradients(
+    objective: Objective,
+    net: nn.Module,
+    batch: Batch,
+    workers: Workers,
+    clock: Clock,
+    size: int,
+    ahead: int,
+    bf16: bool = False,
+) -> dict[str, Tensor]:
+    """Put the gradients of a batch's losses into `net`'s parameters.
+
+    Args:
+        objective: gives the losses.
+        net: whose gradients are in the buffer of `workers`.
+        batch: this worker's samples, columns (N, ...).
+        workers: which all call this with a batch of their own.
+        clock: gets the seconds of `forward`, `crf_wait`, `backward` and `exchange`.
+        size: images in a part.
+        ahead: parts whose forward pass may come between another part's forward and backward pass. More hide more of
+            the CRF's time; fewer need less memory.
+        bf16: run the networks in bfloat16 where torch's autocast deems it safe.
+
+    Returns:
+        the losses of all workers' batches together, detached scalars.
+    """
+    images = len(batch["image"])
+    device = batch["image"].device.type
+    known = _summed(workers, objective.counts(batch))
+    workers.buffer.zero_()
+    values: dict[str, Tensor] = {}
+    late: dict[str, Means] = {}
+    begun: deque[Named | tuple[Pending, Waiting]] = deque()
+
+    def forward(part: Batch) -> None:
+        with clock("forward"), torch.autocast(device, torch.bfloat16, enabled=bf16):
+            losses = objective.losses(net, part)
+            begun.append(losses if isinstance(losses, dict) else (next(losses), losses))
+
+    def finish() -> None:
+        losses = begun.popleft()
+        if not isinstance(losses, dict):
+            pending, waiting = losses
+            with clock("crf_wait"):  # on a GPU, the time in which it has nothing to do
+                pending.wait()
+            with clock("forward"), torch.autocast(device, torch.bfloat16, enabled=bf16):
+                losses = _returned(waiting)
+        now = {name: loss.value(known[name]) for name, loss in losses.items() if name in known}
+        for name, loss in losses.items():
+            if name in known:
+                values[name] = values.get(name, 0) + now[name].detach()
+            else:
+                late[name] = _joined(late[name], loss) if name in late else loss
+        if now:
+            with clock("backward"):
+                torch.stack(list(now.values())).sum().backward()
+
+    for first in range(0, images, size):
+        forward({name: column[first : first + size] for name, column in batch.items()})
+        if len(begun) > ahead:
+            finish()
+    while begun:
+        finish()
+    if late:
+        counts = _summed(workers, {name: loss.counts for name, loss in late.items()})
+        with clock("backward"):
+            last = {name: loss.value(counts[name]) for name, loss in late.items()}
+            torch.stack(list(last.values())).sum().backward()
+        values |= {name: value.detach() for name, value in last.items()}
+    with clock("exchange"):
+        workers.values[: len(values)] = torch.stack(list(values.values()))
+        workers.sum(workers.buffer)
+    return dict(zip(values, workers.values[: len(values)].clone(), strict=True))
+
+
+def in_memory_order(dense: Tensor) -> Tensor:
+    """The values of a tensor without gaps, as a vector that shares its memory."""
+    return dense.as_strided((dense.numel(),), (1,))
+
+
+def _returned(waiting: Waiting) -> Named:
+    try:
+        next(waiting)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("losses pause once")
+
+
+def _joined(one: Means, other: Means) -> Means:
+    """The same loss over the images of both."""
+    return Means(one.totals + other.totals, one.counts + other.counts, one.weights)
+
+
+def _summed(workers: Workers, counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Counts of each loss over all workers, in one exchange."""
+    if not counts:
+        return {}
+    total = workers.sum(torch.cat(list(counts.values())))
+    return dict(zip(counts, total.split([len(c) for c in counts.values()]), strict=True))

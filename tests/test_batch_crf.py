@@ -1,0 +1,146 @@
+"""The CRF of a training step: what each backend is given, and the exact one against a double loop and pydensecrf."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssdd import exact_crf, pool, refine
+from ssdd.batch_crf import ActorCRF, ExactCRF, InlineCRF
+from ssdd.crf import CRFParams, dense_crf
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = CRFParams(2, 1.5, 5, 4, 20, 3)
+
+
+def example(images=2, classes=4, side=48, mask_side=12):
+    """Smooth images of 48 x 48, logits of masks of 12 x 12, and which classes are there."""
+    torch.manual_seed(0)
+    pictures = F.interpolate(torch.rand(images, 3, 6, 6) * 255, (side, side), mode="bilinear").byte()
+    logits = F.interpolate(torch.randn(images, classes, 4, 4) * 2, (mask_side, mask_side), mode="bilinear")
+    presence = torch.ones(images, classes, dtype=torch.bool)
+    presence[0, 2] = False
+    presence[1, 1:3] = False
+    return pictures, logits, presence
+
+
+def double_loop(image, probs, params):
+    """Mean field in plain Python: image (H, W, 3), probs (C, H, W)."""
+    classes, height, width = probs.shape
+    pixels = [(y, x) for y in range(height) for x in range(width)]
+    kernels = []
+    for weight, far in (
+        (params.gaussian_weight, lambda p, q: math.dist(p, q) ** 2 / params.gaussian_sxy**2),
+        (
+            params.bilateral_weight,
+            lambda p, q: (
+                math.dist(p, q) ** 2 / params.bilateral_sxy**2
+                + math.dist(image[p].tolist(), image[q].tolist()) ** 2 / params.bilateral_srgb**2
+            ),
+        ),
+    ):
+        kernel = np.array([[math.exp(-far(p, q) / 2) for q in pixels] for p in pixels])
+        scale = 1 / np.sqrt(kernel.sum(1))
+        kernels.append((weight, scale[:, None] * kernel * scale))
+    unary = np.log(np.maximum(probs, 1e-5)).reshape(classes, -1)
+
+    def softmax(x):
+        x = np.exp(x - x.max(0))
+        return x / x.sum(0)
+
+    q = softmax(unary)
+    for _ in range(params.iterations):
+        q = softmax(unary + sum(weight * q @ kernel for weight, kernel in kernels))
+    return q.reshape(probs.shape)
+
+
+@pytest.mark.parametrize("block", [2**27, 100])
+def test_the_exact_crf_equals_a_double_loop(block, monkeypatch):
+    monkeypatch.setattr(exact_crf, "BLOCK", block)
+    pictures, logits, presence = example(side=7, mask_side=7)
+    pictures = pictures[:, :, :5]
+    probs = refine.presence_softmax(logits[:, :, :5].double(), presence)
+    found = exact_crf.mean_field(pictures, probs, SMALL)
+    for i in range(2):
+        labels = presence[i].nonzero()[:, 0]
+        expected = double_loop(pictures[i].permute(1, 2, 0).numpy(), probs[i, labels].numpy(), SMALL)
+        np.testing.assert_allclose(found[i, labels], expected, rtol=1e-8, atol=1e-10)
+        assert not found[i, ~presence[i]].any(), "labels that an image cannot have"
+
+
+def test_the_exact_crf_and_pydensecrf_agree_on_nearly_all_pixels():
+    torch.manual_seed(1)
+    picture = F.interpolate(torch.rand(1, 3, 8, 8) * 255, (64, 64), mode="bicubic").clamp(0, 255).byte()
+    probs = F.interpolate(torch.randn(1, 3, 5, 5) * 2, (64, 64), mode="bicubic").softmax(1)
+    params = CRFParams(iterations=3)
+    exact = exact_crf.mean_field(picture, probs, params)[0].argmax(0).numpy()
+    lattice = dense_crf(picture[0].permute(1, 2, 0).contiguous().numpy(), probs[0].numpy(), params).argmax(0)
+    before = probs[0].argmax(0).numpy()
+    assert (before != lattice).mean() > 0.03, "the CRF does something here"
+    assert (exact == lattice).mean() > 0.95
+
+
+def test_inline_is_pydensecrf_on_the_present_labels():
+    pictures, logits, presence = example()
+    asked = InlineCRF(SMALL).request(pictures, logits, presence)
+    asked.wait()
+    masks = asked.masks()
+    assert masks.dtype == torch.int64
+    for i in range(2):
+        labels = presence[i].nonzero()[:, 0].numpy()
+        small = F.interpolate(pictures[i : i + 1].float(), (12, 12), mode="bilinear", antialias=True)
+        probs = logits[i, labels].softmax(0).half().float().numpy()
+        image = small[0].round().byte().permute(1, 2, 0).contiguous().numpy()
+        np.testing.assert_array_equal(masks[i], labels[dense_crf(image, probs, SMALL).argmax(0)])
+
+
+def test_the_exact_backend_takes_present_labels_only():
+    pictures, logits, presence = example()
+    masks = ExactCRF(SMALL).request(pictures, logits, presence).masks()
+    inline = InlineCRF(SMALL).request(pictures, logits, presence).masks()
+    assert masks.shape == inline.shape == (2, 12, 12)
+    for mask, present in zip(masks, presence, strict=True):
+        assert present[mask.unique()].all()
+    assert (masks == inline).float().mean() > 0.9
+
+
+def test_actors_get_small_requests_and_the_caller_does_not_wait():
+    seen = {}
+
+    class Pool:
+        def request(self, images, probs, labels, params):
+            seen.update(images=images, probs=probs, labels=labels, params=params)
+            return self
+
+        def masks(self):
+            return pool.refine(**seen)
+
+    pictures, logits, presence = example()
+    asked = ActorCRF(SMALL, Pool()).request(pictures, logits, presence)
+    torch.testing.assert_close(asked.masks(), InlineCRF(SMALL).request(pictures, logits, presence).masks())
+    assert seen["images"].dtype == np.uint8
+    assert seen["images"].shape == (2, 12, 12, 3)
+    assert [label.tolist() for label in seen["labels"]] == [[0, 1, 3], [0, 3]]
+    assert [(prob.shape, prob.dtype) for prob in seen["probs"]] == [
+        ((3, 12, 12), np.float16),
+        ((2, 12, 12), np.float16),
+    ]
+
+
+@pytest.mark.parametrize(("images", "actors"), [(5, 2), (2, 3), (4, 1)])
+def test_a_requests_masks_come_in_the_order_of_the_images(images, actors, monkeypatch):
+    monkeypatch.setattr(pool.ray, "get", lambda refs: refs)
+    numbers, count = list(range(images)), min(images, actors)
+    assert pool.Request([numbers[k::count] for k in range(count)], lambda: None).masks() == numbers
+
+
+def test_near_actors_come_first_until_they_have_more_to_do_than_far_ones():
+    loads = pool.Loads(near=[3, 1], far=[0, 2])
+    assert [loads.take(1), loads.take(1)] == [[3], [1]]
+    assert loads.take(3) == [0, 2, 3]
+    loads.done([0, 2, 3])
+    loads.done([1])
+    assert loads.take(2) == [1, 0]
