@@ -68,6 +68,21 @@ def artifacts(workspace):
     return {p.name: p.stat().st_mtime_ns for p in (workspace / "artifacts").iterdir()}
 
 
+def first_round(workspace):
+    """Folders of images, seeds, refined masks, static and dynamic network that belong together, among others."""
+
+    def recipe(folder):
+        return json.loads((folder / "recipe.json").read_text())
+
+    folder = workspace / "artifacts"
+    (images,), (made,) = folder.glob("images-train-*"), folder.glob("seeds-*")
+    for dynamic in folder.glob("dynamic-*"):
+        refined, static = (folder / recipe(dynamic)[name] for name in ("refined", "start"))
+        if recipe(refined)["seeds"] == made.name:
+            return images, made, refined, static, dynamic
+    raise AssertionError("no dynamic network of the first round")
+
+
 def test_seeds_job(places, capsys):
     folder, workspace = places
     run_job("seeds", *SMALL, "--data", folder, "--workspace", workspace)
@@ -261,8 +276,7 @@ def test_evaluate_refuses_other_classes(places, tmp_path, capsys):
 def test_tables_hold_what_they_promise(places):
     _, workspace = places
     images, made, refined = (
-        {row["image_id"]: row for row in open_table(next((workspace / "artifacts").glob(f"{name}-*")))}
-        for name in ("images-train", "seeds", "refined")
+        {row["image_id"]: row for row in open_table(folder)} for folder in first_round(workspace)[:3]
     )
     for image_id, row in images.items():
         height, width = voc.read_image(row["image"]).shape[:2]
@@ -376,9 +390,7 @@ class KillingCRF(ActorCRF):
 def test_a_crf_actor_that_is_lost_in_an_epoch_changes_nothing(places):
     folder, workspace = places
     small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
-    images, refined, static_net, undisturbed = (
-        next((workspace / "artifacts").glob(f"{name}-*")) for name in ("images-train", "refined", "static", "dynamic")
-    )
+    images, _, refined, static_net, undisturbed = first_round(workspace)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with Session(small, "loss") as session:
         crfs = pool.CRFPool(2, session.plan.unit)
