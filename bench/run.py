@@ -119,7 +119,7 @@ def overlap(milliseconds, goal, setting):
     crfs = pool.CRFPool(actors, setting.plan.unit)
     clock, network = Clock(CPU), milliseconds / 1000
     steps = {}
-    size, ahead = config.StepConfig().parts_of(n, True)
+    size, ahead = config.StepConfig().parts_of(n, True, True)
     for name, crf, part in (("actors", ActorCRF(TRAINING_CRF, crfs), size), ("inline", InlineCRF(TRAINING_CRF), n)):
         net = SimulatedNet(logits)
         task, workers = SimulatedTask(crf, network, n), Workers(net)
@@ -165,7 +165,7 @@ class StepWorker:
         self.task, kind = build(self.chosen, "dynamic", crf)
         torch.manual_seed(0)
         net = kind(self.chosen.network, 21).to(memory_format=torch.channels_last).train()
-        size, ahead = self.chosen.step.parts_of(self.share, crf.elsewhere)
+        size, ahead = self.chosen.step.parts_of(self.share, crf.elsewhere, False)
         batch, workers = batch_of(self.task, self.share, CPU), Workers(net)
         self.one = partial(gradients, self.task, net, batch, workers, Clock(CPU), size, ahead)
         optimizer = training.optimizer_for(net, replace(self.task.train, lr=1e-9))
@@ -324,7 +324,7 @@ def _gpu_step(chosen, crf, fast):
     count, where = 8, torch.device("cuda")
     task, kind = build(chosen, "dynamic", crf)
     net = kind(chosen.network, 21).to(where, memory_format=torch.channels_last).train()
-    size, ahead = chosen.step.parts_of(count, crf.elsewhere)
+    size, ahead = chosen.step.parts_of(count, crf.elsewhere, True)
     workers, batch = Workers(net), batch_of(task, count, where)
     optimizer = training.optimizer_for(net, task.train)
 

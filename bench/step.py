@@ -57,7 +57,9 @@ def main():
     optimizer = training.optimizer_for(net, train)
     workers, clock, bf16 = Workers(net.train()), Clock(where), training.in_bf16(chosen.step, where)
     batch = batch_of(task, args.batch, where)
-    size, ahead = replace(chosen.step, micro_batch=args.micro_batch).parts_of(args.batch, task.elsewhere)
+    size, ahead = replace(chosen.step, micro_batch=args.micro_batch).parts_of(
+        args.batch, task.elsewhere, where.type == "cuda"
+    )
 
     def step():
         losses = gradients(task, net, batch, workers, clock, size, ahead, bf16)

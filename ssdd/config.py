@@ -188,8 +188,9 @@ class StepConfig:
     """The CRF of the dynamic stage's iterations. actors: pydensecrf on a pool of Ray CPU actors, beside the network;
     inline: in the training process, image by image, as in the published code; exact: without pydensecrf's
     approximation, on the training's device, which should be a GPU (its masks differ a little: it trains anew)."""
-    parts: int = 4
-    """With CRF actors, a worker's batch goes through the network in so many parts: one's CRF runs beside the others."""
+    parts: int | None = None
+    """With CRF actors, a worker's batch goes through the network in so many parts: one's CRF runs beside the others.
+    Default: 4 on GPUs; 1 on CPUs, which are slower with few images at once and have work for every core anyway."""
     micro_batch: int | None = None
     """Images in a part, where a batch does not fit into memory: then only two parts are in the backbone at once. The
     activations of the dynamic stage's DD-Nets, which are small beside it, stay for the whole batch."""
@@ -198,16 +199,17 @@ class StepConfig:
     compile: bool = False
     """Compile the backbone with torch.compile: pays off in long trainings on GPUs."""
 
-    def parts_of(self, batch: int, elsewhere: bool) -> tuple[int, int]:
+    def parts_of(self, batch: int, elsewhere: bool, on_gpu: bool) -> tuple[int, int]:
         """Images in a part of a worker's batch, and parts that may be ahead of the first one's backward pass.
 
         Args:
             batch: images of the worker.
             elsewhere: whether other processes compute something for it.
+            on_gpu: whether the network runs on a GPU.
         """
         if self.micro_batch is not None:
             return self.micro_batch, int(elsewhere)
-        parts = self.parts if elsewhere else 1
+        parts = (self.parts or (4 if on_gpu else 1)) if elsewhere else 1
         return -(-batch // parts), parts
 
 
@@ -470,7 +472,7 @@ def validate(config: Config) -> None:
     check(bool(repeats), "compare.random-seeds", "needs at least one seed")
     check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
     check(bool(config.compare.rows), "compare.rows", "needs at least one row")
-    check(config.step.parts >= 1, "step.parts", "must be at least 1")
+    check(config.step.parts is None or config.step.parts >= 1, "step.parts", "must be at least 1")
     check(config.step.micro_batch is None or config.step.micro_batch >= 1, "step.micro-batch", "must be at least 1")
     both = (config.knowledge is None) == (config.advice is None)
     check(both, "knowledge" if config.knowledge is None else "advice", "is needed too: give both folders, or neither")

@@ -300,7 +300,7 @@ def _train(config: dict[str, Any]) -> None:
         local_shuffle_seed=loop.seed,
         pin_memory=where.type == "cuda",
     )
-    size, ahead = loop.step.parts_of(local_batch, task.elsewhere)
+    size, ahead = loop.step.parts_of(local_batch, task.elsewhere, where.type == "cuda")
     log = _Log(loop, total, train.epochs, steps_per_epoch, clock, rank == 0)
     step = loop.first_epoch * steps_per_epoch
     for batch in clock.each("data_wait", batches):

@@ -204,11 +204,12 @@ def test_the_clock_tells_waiting_from_work():
 
 
 def test_sizes_of_parts():
-    assert StepConfig(parts=4).parts_of(8, elsewhere=True) == (2, 4)
-    assert StepConfig(parts=4).parts_of(3, elsewhere=True) == (1, 4)
-    assert StepConfig(parts=4).parts_of(8, elsewhere=False) == (8, 1)
-    assert StepConfig(micro_batch=3).parts_of(8, elsewhere=True) == (3, 1)
-    assert StepConfig(micro_batch=3).parts_of(8, elsewhere=False) == (3, 0)
+    assert StepConfig().parts_of(8, elsewhere=True, on_gpu=True) == (2, 4)
+    assert StepConfig().parts_of(8, elsewhere=True, on_gpu=False) == (8, 1)
+    assert StepConfig(parts=4).parts_of(3, elsewhere=True, on_gpu=False) == (1, 4)
+    assert StepConfig(parts=4).parts_of(8, elsewhere=False, on_gpu=True) == (8, 1)
+    assert StepConfig(micro_batch=3).parts_of(8, elsewhere=True, on_gpu=True) == (3, 1)
+    assert StepConfig(micro_batch=3).parts_of(8, elsewhere=False, on_gpu=True) == (3, 0)
 
 
 def test_bf16_is_close():
