@@ -140,9 +140,8 @@ def infer(
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
     )
-    # A block is a row: any CRF actor takes the next one, and results leave as they are made. With the default, 128 MB,
-    # an actor gets a whole part.
-    stream.context.target_max_block_size = 1
+    # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
+    stream.context.target_max_block_size = 2**18
     stream = stream.map_batches(
         _NetworkActor,
         fn_constructor_kwargs={"make": network, "threads": plan.threads},

@@ -7,7 +7,7 @@ over all parts and all workers, and batch norm is frozen. The workers' gradients
 import contextlib
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -71,11 +71,16 @@ class Workers:
             for mine, value in zip(own, common.split([len(p) for p in own]), strict=True):
                 mine.copy_(value)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of the workers' values."""
-        if self.count > 1:
-            dist.all_reduce(values)
-        return values
+    def sum(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to sum the workers' values, in place; the function returned waits for the result."""
+        work = dist.all_reduce(values, async_op=True) if self.count > 1 else None
+
+        def result() -> Tensor:
+            if work is not None:
+                work.wait()
+            return values
+
+        return result
 
 
 class Clock:
@@ -150,7 +155,9 @@ def gradients(
     """
     images = len(batch["image"])
     device = batch["image"].device.type
-    known = _summed(workers, objective.counts(batch))
+    counts = objective.counts(batch)
+    known_counts, late_counts = _summed(workers, counts), None
+    unfinished = -(-images // size)
     workers.buffer.zero_()
     values: dict[str, Tensor] = {}
     late: dict[str, Means] = {}
@@ -162,19 +169,25 @@ def gradients(
             begun.append(losses if isinstance(losses, dict) else (next(losses), losses))
 
     def finish() -> None:
+        nonlocal late_counts, unfinished
         losses = begun.popleft()
+        unfinished -= 1
         if not isinstance(losses, dict):
             pending, waiting = losses
             with clock("crf_wait"):  # on a GPU, the time in which it has nothing to do
                 pending.wait()
             with clock("forward"), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 losses = _returned(waiting)
-        now = {name: loss.value(known[name]) for name, loss in losses.items() if name in known}
         for name, loss in losses.items():
-            if name in known:
-                values[name] = values.get(name, 0) + now[name].detach()
-            else:
+            if name not in counts:
                 late[name] = _joined(late[name], loss) if name in late else loss
+        if not unfinished:  # before the backward pass, so that no worker waits for it
+            late_counts = _summed(workers, {name: loss.counts for name, loss in late.items()})
+        with clock("exchange"):
+            known = known_counts()
+        now = {name: loss.value(known[name]) for name, loss in losses.items() if name in known}
+        for name, value in now.items():
+            values[name] = values.get(name, 0) + value.detach()
         if now:
             with clock("backward"):
                 torch.stack(list(now.values())).sum().backward()
@@ -186,14 +199,16 @@ def gradients(
     while begun:
         finish()
     if late:
-        counts = _summed(workers, {name: loss.counts for name, loss in late.items()})
+        assert late_counts is not None
+        with clock("exchange"):
+            found = late_counts()
         with clock("backward"):
-            last = {name: loss.value(counts[name]) for name, loss in late.items()}
-            torch.stack(list(last.values())).sum().backward()
-        values |= {name: value.detach() for name, value in last.items()}
+            at_last = {name: loss.value(found[name]) for name, loss in late.items()}
+            torch.stack(list(at_last.values())).sum().backward()
+        values |= {name: value.detach() for name, value in at_last.items()}
     with clock("exchange"):
         workers.values[: len(values)] = torch.stack(list(values.values()))
-        workers.sum(workers.buffer)
+        workers.sum(workers.buffer)()
     return dict(zip(values, workers.values[: len(values)].clone(), strict=True))
 
 
@@ -215,9 +230,9 @@ def _joined(one: Means, other: Means) -> Means:
     return Means(one.totals + other.totals, one.counts + other.counts, one.weights)
 
 
-def _summed(workers: Workers, counts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Counts of each loss over all workers, in one exchange."""
+def _summed(workers: Workers, counts: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Begin to sum the counts of each loss over all workers, in one exchange; the function returned waits for it."""
     if not counts:
-        return {}
+        return dict
     total = workers.sum(torch.cat(list(counts.values())))
-    return dict(zip(counts, total.split([len(c) for c in counts.values()]), strict=True))
+    return lambda: dict(zip(counts, total().split([len(c) for c in counts.values()]), strict=True))
