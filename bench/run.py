@@ -154,21 +154,21 @@ class FreeCRF:
 class StepWorker:
     """A training worker: steps of the dynamic stage on its share of a batch of 8."""
 
-    def __init__(self, preset, share, threads):
-        torch.set_num_threads(threads)
+    def __init__(self, preset, share):
+        torch.set_num_threads(1)
         self.chosen, self.share = config.PRESETS[preset](), share
 
     def join(self, rank, count, address):
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
 
     def prepare(self, crf):
-        self.task, kind = build(self.chosen, "dynamic", crf)
+        task, kind = build(self.chosen, "dynamic", crf)
         torch.manual_seed(0)
         net = kind(self.chosen.network, 21).to(memory_format=torch.channels_last).train()
         size, ahead = self.chosen.step.parts_of(self.share, crf.elsewhere, False)
-        batch, workers = batch_of(self.task, self.share, CPU), Workers(net)
-        self.one = partial(gradients, self.task, net, batch, workers, Clock(CPU), size, ahead)
-        optimizer = training.optimizer_for(net, replace(self.task.train, lr=1e-9))
+        batch, workers = batch_of(task, self.share, CPU), Workers(net)
+        self.one = partial(gradients, task, net, batch, workers, Clock(CPU), size, ahead)
+        optimizer = training.optimizer_for(net, replace(task.train, lr=1e-9))
         self.update = optimizer.step
 
     def steps(self, count):
@@ -192,9 +192,9 @@ def cpu_step(preset, setting):
     environment = {"env_vars": cluster.CPU_ENVIRONMENT}
     options = dict(num_cpus=setting.plan.unit, runtime_env=environment)
     crfs = pool.CRFPool(setting.crf_actors, setting.plan.unit)
-    alone = StepWorker.options(**options).remote(preset, count, 1)
+    alone = StepWorker.options(**options).remote(preset, count)
     ray.get(alone.prepare.remote(FreeCRF()))
-    workers = [StepWorker.options(**options).remote(preset, count // 2, 1) for _ in range(2)]
+    workers = [StepWorker.options(**options).remote(preset, count // 2) for _ in range(2)]
     address = f"file://{tempfile.mkdtemp()}/group"
     ray.get([w.join.remote(rank, 2, address) for rank, w in enumerate(workers)])
     inputs = _requests(count, chosen.network.mask_size(chosen.dynamic.train.augment.crop))
@@ -222,13 +222,13 @@ def cpu_step(preset, setting):
 
 
 def peak_memory(setting):
-    """Peak memory of a step in parts with actors over that of a whole one inline."""
+    """Peak memory of a step with actors over that of one inline."""
     crfs, params = pool.CRFPool(setting.crf_actors, setting.plan.unit), config.mini().dynamic.crf
     peaks = {}
     for name, backend in (("inline", InlineCRF(params)), ("actors", ActorCRF(params, crfs))):
         peaks[name] = []
         for _ in range(2):  # in new processes: a peak never falls
-            worker = StepWorker.options(num_cpus=setting.plan.unit).remote("photographs", 8, 1)
+            worker = StepWorker.options(num_cpus=setting.plan.unit).remote("photographs", 8)
             ray.get(worker.prepare.remote(backend))
             ray.get(worker.steps.remote(3))
             peaks[name].append(ray.get(worker.peak.remote()))
@@ -267,14 +267,12 @@ def test_time_crf(setting):
     rows = [{"image_id": i, "image": (folder.root / "JPEGImages" / f"{i}.jpg").read_bytes()} for i in ids]
     rows = [r for first in range(0, len(rows), 8) for r in stage(rows[first : first + 8])]
     drop = chosen.evaluate.min_probability
-    made = {p: crf_rows.segment(("dynamic",), chosen.crf, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)}
-    masks = [[voc.read_mask(r["dynamic_crf"]).ravel() for r in made[p]] for p in (0.0, drop)]
-    equal = np.concatenate(masks[0]) == np.concatenate(masks[1])
     both = [partial(crf_rows.segment, ("dynamic",), chosen.crf, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)]
+    every, probable = (np.concatenate([voc.read_mask(r["dynamic_crf"]).ravel() for r in made()]) for made in both)
     times = in_turns(3, *both)
     return [
         row("test_time_crf", [a / b for a, b in times], 2.0, "higher"),
-        row("test_time_crf_equal_pixels", [float(equal.mean())], 0.999, "higher"),
+        row("test_time_crf_equal_pixels", [float((every == probable).mean())], 0.999, "higher"),
     ]
 
 

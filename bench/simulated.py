@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock that takes turns, a simulated accelerator, a training step without its data."""
+"""What the benchmarks share: a clock that takes turns, a simulated accelerator, smooth pictures."""
 
 import statistics
 import time

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from simulated import pictures
 
 from ssdd import config, dynamic, networks, static, training
 from ssdd.batch_crf import InlineCRF
@@ -29,16 +30,13 @@ def build(chosen, stage, crf):
 
 
 def batch_of(task, images, where):
-    generator = torch.Generator().manual_seed(0)
-    crop = task.train.augment.crop
-    noise = F.interpolate(torch.rand(images, 3, 12, 12, generator=generator), (crop, crop), mode="bicubic")
-    presence = torch.zeros(images, CLASSES, dtype=torch.bool)
-    presence[:, [0, 8]] = True  # what the masks have: no class may vanish, or L_diff would leave the image out
+    image, _, presence = pictures(images, task.train.augment.crop, where)
     size = task.sampling.mask_size
-    coarse = torch.rand(images, 1, 6, 6, generator=generator)
+    # Both classes that are present: none may vanish, or L_diff would leave the image out.
+    coarse = torch.rand(images, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     mask = ((F.interpolate(coarse, (size, size), mode="bilinear")[:, 0] > 0.5) * 8).byte().to(where)
     masks = {name: mask.roll(3 * k, -1) for k, name in enumerate(task.sampling.masks)}
-    return {"image": (noise * 255).clamp(0, 255).byte().to(where), "presence": presence.to(where), **masks}
+    return {"image": image, "presence": presence, **masks}
 
 
 def main():

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ssdd import exact_crf, pool, refine
 from ssdd.crf import CRFParams
+from ssdd.step import Pending
 
 Inputs = tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]
 
 
-class Masks(Protocol):
+class Masks(Pending, Protocol):
     """The CRF masks of some images, once they are there."""
-
-    def wait(self) -> None: ...
 
     def masks(self) -> Tensor:
         """int64 (N, h, w), on the device of the request."""

@@ -156,7 +156,7 @@ def gradients(
     images = len(batch["image"])
     device = batch["image"].device.type
     counts = objective.counts(batch)
-    known_counts, late_counts = _summed(workers, counts), None
+    known_counts, late_counts = _summed(workers, counts), _summed(workers, {})
     unfinished = -(-images // size)
     workers.buffer.zero_()
     values: dict[str, Tensor] = {}
@@ -199,7 +199,6 @@ def gradients(
     while begun:
         finish()
     if late:
-        assert late_counts is not None
         with clock("exchange"):
             found = late_counts()
         with clock("backward"):
