@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssdd.losses import segmentation_loss
+from ssdd.batch_crf import ActorCRF, InlineCRF
+from ssdd.losses import Means
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -66,27 +69,33 @@ class _Taken(torch.autograd.Function):
 
 
 class SimulatedNet(nn.Module):
-    """Stands for a network on an accelerator: logits that it has learned by heart, after a set time."""
+    """Stands for a network on an accelerator."""
 
-    def __init__(self, logits):
+    def __init__(self):
         super().__init__()
-        self.logits = nn.Parameter(logits.clone())
+        self.weight = nn.Parameter(torch.ones(1))
 
 
 @dataclass(frozen=True)
 class SimulatedTask:
-    """A step of `network` seconds for `images` images, a third of it forward, with the CRF of each."""
+    """A step of `network` seconds for as many images as `inputs` holds, a third of it forward, with the CRF of each.
 
-    crf: object
+    All that an accelerator would compute, softmax and losses too, is in those seconds: the first three arguments of
+    `pool.refine` are there from the start.
+    """
+
+    crf: ActorCRF | InlineCRF
     network: float
-    images: int
+    inputs: tuple
 
     def counts(self, batch):
-        return {"main": torch.tensor([batch["index"].numel() * 112 * 112])}
+        return {"main": torch.tensor([len(batch["image"])])}
 
     def losses(self, net, batch):
-        share = self.network * len(batch["index"]) / self.images
-        logits = _Taken.apply(net.logits[batch["index"]], share / 3, share * 2 / 3)
-        crf = self.crf.request(batch["image"], logits.detach(), batch["presence"])
+        chosen = batch["image"].tolist()
+        share = self.network * len(chosen) / len(self.inputs[0])
+        output = _Taken.apply(net.weight, share / 3, share * 2 / 3)
+        images, probs, labels = ([column[i] for i in chosen] for column in self.inputs)
+        crf = self.crf.send(lambda: (images, probs, labels), CPU)
         yield crf
-        return {"main": segmentation_loss(logits, crf.masks())}
+        return {"main": Means(output * crf.masks().sum(), self.counts(batch)["main"])}

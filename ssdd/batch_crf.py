@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
@@ -50,8 +50,11 @@ class InlineCRF:
     elsewhere = False
 
     def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
-        inputs = copied(images, logits, presence)
-        return _Later(logits.device, lambda: pool.refine(*inputs(), self.params))
+        return self.send(copied(images, logits, presence), logits.device)
+
+    def send(self, inputs: Callable[[], Inputs], device: torch.device) -> Masks:
+        """Ask for the masks of what `copied` returned."""
+        return _Later(device, lambda: pool.refine(*inputs(), self.params))
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,14 @@ class ActorCRF:
     elsewhere = True
 
     def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
-        inputs = copied(images, logits, presence)
+        return self.send(copied(images, logits, presence), logits.device)
+
+    def send(self, inputs: Callable[[], Inputs], device: torch.device) -> Masks:
+        """Ask for the masks of what `copied` returned."""
         # On a GPU the inputs come when it has computed them. A thread waits for that and sends them off, so that this
         # one can go on giving the GPU work.
         sent: Future[pool.Request] = _sender().submit(lambda: self.pool.request(*inputs(), self.params))
-        return _Later(logits.device, lambda: sent.result().masks())
+        return _Later(device, lambda: sent.result().masks())
 
 
 @dataclass(frozen=True)
@@ -96,16 +102,17 @@ class _Now:
 @dataclass
 class _Later:
     device: torch.device
-    compute: Callable[[], list[np.ndarray]]
-    result: list[np.ndarray] = field(default_factory=list)
+    compute: Callable[[], np.ndarray]
+    result: np.ndarray | None = None
 
     def wait(self) -> None:
-        if not self.result:
+        if self.result is None:
             self.result = self.compute()
 
     def masks(self) -> Tensor:
         self.wait()
-        masks = torch.from_numpy(np.stack(self.result))
+        assert self.result is not None
+        masks = torch.from_numpy(self.result)
         if self.device.type == "cuda":
             masks = masks.pin_memory()
         return masks.to(self.device, non_blocking=True).long()

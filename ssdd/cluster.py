@@ -15,17 +15,17 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback  #
 
 from ssdd.config import Config
 
-# Of processes that run networks on CPUs. Threads must not spin while they wait: beside other processes that costs half
-# the speed on 2 cores. And freed memory must be kept: giving it back at every step and faulting it in again costs a
-# quarter (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).
-CPU_ENVIRONMENT = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "OMP_WAIT_POLICY": "PASSIVE",
+# Freed memory must be kept: giving it back and faulting it in again costs a training step a quarter and a CRF a tenth
+# (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).
+KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
 }
+# Of processes that run networks on CPUs. Threads must not spin while they wait: beside other processes that costs half
+# the speed on 2 cores.
+CPU_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE", **KEEP_MEMORY}
 
 
 class ResourceError(RuntimeError):
@@ -58,6 +58,11 @@ class Plan:
     def network_environment(self) -> dict[str, dict[str, str]]:
         """Ray runtime environment of the same processes."""
         return {} if self.use_gpu else {"env_vars": CPU_ENVIRONMENT}
+
+    @property
+    def crf_environment(self) -> dict[str, dict[str, str]]:
+        """Of CRF actors."""
+        return {"env_vars": KEEP_MEMORY}
 
 
 def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu: bool | None) -> Plan:

@@ -160,6 +160,7 @@ def infer(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=plan.unit,
+            runtime_env=plan.crf_environment,
         )
     for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()

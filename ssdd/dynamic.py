@@ -61,7 +61,7 @@ def run(session: Session, refined: Refined) -> Artifact:
     needed = 0
     if config.step.crf == "actors" and not session.has("dynamic", recipe):
         needed = min(session.plan.crf_actors, config.dynamic.train.batch_size)
-    pool = CRFPool(needed, session.plan.unit)
+    pool = CRFPool(needed, session.plan.unit, session.plan.crf_environment)
     params = config.dynamic.crf
     backends: dict[str, BatchCRF] = {
         "actors": ActorCRF(params, pool),

@@ -130,17 +130,26 @@ def test_actors_get_small_requests_and_the_caller_does_not_wait():
     ]
 
 
-@pytest.mark.parametrize(("images", "actors"), [(5, 2), (2, 3), (4, 1)])
-def test_a_requests_masks_come_in_the_order_of_the_images(images, actors, monkeypatch):
+def test_a_requests_masks_come_in_the_order_of_the_images(monkeypatch):
     monkeypatch.setattr(pool.ray, "get", lambda refs: refs)
-    numbers, count = list(range(images)), min(images, actors)
-    assert pool.Request([numbers[k::count] for k in range(count)], lambda: None).masks() == numbers
+    masks = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
+    found = pool.Request([masks[:3].tobytes(), masks[3:].tobytes()], 2, 3).masks()
+    np.testing.assert_array_equal(found, masks)
+    torch.from_numpy(found)[0] = 0  # can be written to
 
 
-def test_near_actors_come_first_until_they_have_more_to_do_than_far_ones():
-    loads = pool.Loads(near=[3, 1], far=[0, 2])
-    assert [loads.take(1), loads.take(1)] == [[3], [1]]
-    assert loads.take(3) == [0, 2, 3]
-    loads.done([0, 2, 3])
-    loads.done([1])
-    assert loads.take(2) == [1, 0]
+def test_what_is_packed_is_unpacked():
+    rng = np.random.default_rng(0)
+    image, probs = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8), rng.random((3, 4, 5)).astype(np.float16)
+    labels = np.array([0, 7, 20], np.uint8)
+    for packed, found in zip((image, probs, labels), pool.unpack(pool.pack(image, probs, labels), 4, 5), strict=True):
+        assert packed.dtype == found.dtype
+        np.testing.assert_array_equal(packed, found)
+
+
+def test_each_image_goes_to_the_actor_with_the_fewest_and_near_ones_come_first():
+    loads = pool.Loads(near=[3, 1], far=[0])
+    assert loads.take(2) == {3: 1, 1: 1}
+    assert loads.take(5) == {0: 2, 3: 2, 1: 1}
+    loads.done(1, 2)
+    assert loads.take(3) == {1: 3}
