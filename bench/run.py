@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import tempfile
 import time
 from collections import deque
@@ -166,33 +167,29 @@ class FreeCRF:
 
 @ray.remote
 class StepWorker:
-    """A training worker: steps of the dynamic stage on its share of a batch of 8."""
+    """A training worker: steps of the dynamic stage on its share of a batch."""
 
     def __init__(self, preset, share):
         torch.set_num_threads(1)
-        self.chosen, self.share = config.PRESETS[preset](), share
+        self.chosen, self.share, self.step = config.PRESETS[preset](), share, {}
 
     def join(self, rank, count, address):
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
 
-    def prepare(self, crf):
+    def prepare(self, name, crf):
         task, kind = build(self.chosen, "dynamic", crf)
         torch.manual_seed(0)
         net = kind(self.chosen.network, 21).to(memory_format=torch.channels_last).train()
         size, ahead = self.chosen.step.parts_of(self.share, crf.elsewhere, False)
-        batch, workers = batch_of(task, self.share, CPU), Workers(net)
-        self.one = partial(gradients, task, net, batch, workers, Clock(CPU), size, ahead)
+        one = partial(gradients, task, net, batch_of(task, self.share, CPU), Workers(net), Clock(CPU), size, ahead)
         optimizer = training.optimizer_for(net, replace(task.train, lr=1e-9))
-        self.update = optimizer.step
+        self.step[name] = lambda: (one(), optimizer.step())
 
-    def steps(self, count):
-        for _ in range(count):
-            self.one()
-            self.update()
-
-    def cpu_seconds(self, count):
+    def steps(self, name, count):
+        """CPU seconds of a step."""
         begun = time.process_time()
-        self.steps(count)
+        for _ in range(count):
+            self.step[name]()
         return (time.process_time() - begun) / count
 
     def peak(self):
@@ -200,38 +197,47 @@ class StepWorker:
 
 
 def cpu_step(preset, setting):
-    """A dynamic step of 8 images by 2 workers and the CRF actors, over (network CPU + CRF CPU time) / cores."""
-    chosen, count, steps = config.PRESETS[preset](), 8, 4
+    """A dynamic step of 8 images by 2 workers and the CRF actors, over (network + CRF CPU time) / cores.
+
+    The network's CPU time is what both workers take for the same step without CRF, the CRF's that of a bare loop.
+    """
+    chosen, count, steps = config.PRESETS[preset](), 8, 5
     params = chosen.dynamic.crf
-    environment = {"env_vars": cluster.CPU_ENVIRONMENT}
-    options = dict(num_cpus=setting.plan.unit, runtime_env=environment)
+    options = dict(num_cpus=setting.plan.unit, runtime_env={"env_vars": cluster.CPU_ENVIRONMENT})
     crfs = setting.pool(setting.crf_actors)
-    alone = StepWorker.options(**options).remote(preset, count)
-    ray.get(alone.prepare.remote(FreeCRF()))
     workers = [StepWorker.options(**options).remote(preset, count // 2) for _ in range(2)]
     address = f"file://{tempfile.mkdtemp()}/group"
     ray.get([w.join.remote(rank, 2, address) for rank, w in enumerate(workers)])
+    for name, backend in (("none", FreeCRF()), ("actors", ActorCRF(params, crfs)), ("inline", InlineCRF(params))):
+        ray.get([w.prepare.remote(name, backend) for w in workers])
     inputs = _requests(count, chosen.network.mask_size(chosen.dynamic.train.augment.crop))
-    results = {"actors": [], "inline": []}
-    ray.get(alone.steps.remote(2))
-    for _ in range(3):
-        network = ray.get(alone.cpu_seconds.remote(steps))
-        crf = seconds(lambda: [pool.refine(*inputs, params) for _ in range(4)]) / 4
-        bound = (network + crf) / min(setting.cpus, 2 + setting.crf_actors)
-        for name, backend in (("actors", ActorCRF(params, crfs)), ("inline", InlineCRF(params))):
-            ray.get([w.prepare.remote(backend) for w in workers])
-            ray.get([w.steps.remote(1) for w in workers])
-            took = seconds(lambda: ray.get([w.steps.remote(steps) for w in workers])) / steps
-            results[name].append(took / bound)
-    inline = min(results["inline"])
-    print(f"  {preset}: network {network:.2f} s, CRF {crf:.2f} s; inline costs {inline:.2f} x the bound")
-    for actor in (alone, *workers):
-        ray.kill(actor)
+    network = []
+
+    def all_steps(name):
+        used = ray.get([w.steps.remote(name, steps) for w in workers])
+        if name == "none":
+            network.append(sum(used))
+
+    def crf():
+        for _ in range(steps):
+            pool.refine(*inputs, params)
+
+    times = in_turns(5, *(partial(all_steps, name) for name in ("none", "actors", "inline")), crf)
+    cores = min(setting.cpus, len(workers) + setting.crf_actors)
+    bounds = [(cpu + t[-1] / steps) / cores for cpu, t in zip(network[1:], times, strict=True)]
+    ratios = {
+        k: [t[i] / steps / bound for t, bound in zip(times, bounds, strict=True)] for i, k in ((1, "a"), (2, "i"))
+    }
+    print(
+        f"  {preset}: network {network[-1]:.2f} s, CRF {times[-1][-1] / steps:.2f} s of CPU; a step without CRF takes "
+        f"{times[-1][0] / steps:.2f} s; inline costs {statistics.median(ratios['i']):.2f} x the bound"
+    )
+    for worker in workers:
+        ray.kill(worker)
     crfs.close()
-    never_slower = [a / b for a, b in zip(results["actors"], results["inline"], strict=True)]
     return [
-        row(f"cpu_step_{preset}", results["actors"], 1.10),
-        row(f"cpu_step_{preset}_over_inline", never_slower, 1.0),
+        row(f"cpu_step_{preset}", ratios["a"], 1.10),
+        row(f"cpu_step_{preset}_over_inline", [actors / inline for _, actors, inline, _ in times], 1.0),
     ]
 
 
@@ -243,8 +249,8 @@ def peak_memory(setting):
         peaks[name] = []
         for _ in range(2):  # in new processes: a peak never falls
             worker = StepWorker.options(num_cpus=setting.plan.unit).remote("photographs", 8)
-            ray.get(worker.prepare.remote(backend))
-            ray.get(worker.steps.remote(3))
+            ray.get(worker.prepare.remote(name, backend))
+            ray.get(worker.steps.remote(name, 3))
             peaks[name].append(ray.get(worker.peak.remote()))
             ray.kill(worker)
     inputs = _requests(8)  # large enough to go through the object store

@@ -11,6 +11,9 @@ import ray
 
 from ssdd.crf import CRFParams, dense_crf
 
+SHARE = 96 * 96
+"""Pixels that are worth a call: their CRF takes five to ten times what the call costs."""
+
 
 def refine(
     images: Iterable[np.ndarray], probs: Iterable[np.ndarray], labels: Iterable[np.ndarray], params: CRFParams
@@ -66,13 +69,14 @@ class Loads:
     def __init__(self, near: Iterable[int], far: Iterable[int]):
         self.open = dict.fromkeys([*near, *far], 0)
 
-    def take(self, images: int) -> Counter[int]:
-        """How many of some images each actor gets: each goes to one with the fewest before it."""
+    def take(self, images: int, together: int = 1) -> Counter[int]:
+        """How many of some images each actor gets: `together` at a time go to the one with the fewest before it."""
         taken = Counter[int]()
-        for _ in range(images):
-            actor = min(self.open, key=self.open.__getitem__)
-            self.open[actor] += 1
-            taken[actor] += 1
+        while images:
+            actor, count = min(self.open, key=self.open.__getitem__), min(together, images)
+            self.open[actor] += count
+            taken[actor] += count
+            images -= count
         return taken
 
     def done(self, actor: int, images: int) -> None:
@@ -120,7 +124,7 @@ class CRFPool:
         height, width = images[0].shape[:2]
         packed = deque(pack(*image) for image in zip(images, probs, labels, strict=True))
         shares = []
-        for actor, count in self._loads.take(len(images)).items():
+        for actor, count in self._loads.take(len(images), -(-SHARE // (height * width))).items():
             share = [packed.popleft() for _ in range(count)]
             shares.append(self.actors[actor].refine.remote(params, height, width, *share))
             self._open[shares[-1]] = actor, count

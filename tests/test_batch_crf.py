@@ -153,3 +153,4 @@ def test_each_image_goes_to_the_actor_with_the_fewest_and_near_ones_come_first()
     assert loads.take(5) == {0: 2, 3: 2, 1: 1}
     loads.done(1, 2)
     assert loads.take(3) == {1: 3}
+    assert loads.take(7, together=3) == {0: 3, 3: 3, 1: 1}
