@@ -137,12 +137,19 @@ def overlap(milliseconds, goal, setting):
         task, workers = SimulatedTask(crf, network, inputs), Workers(net)
         steps[name] = partial(gradients, task, net, batch, workers, clock, part, ahead)
     bare = partial(pool.refine, *inputs, TRAINING_CRF)
-    times = in_turns(10, steps["actors"], steps["inline"], bare)
+
+    def several(function):  # as in a training, one after the other
+        for _ in range(4):
+            function()
+
+    rounds = in_turns(8, *(partial(several, function) for function in (steps["actors"], steps["inline"], bare)))
+    times = [[t / 4 for t in turn] for turn in rounds]
     crfs.close()
     inline = [b / (network + c) for _, b, c in times]
-    crf = sorted(c for _, _, c in times)[5]
+    crf = statistics.median(c for _, _, c in times)
     print(
-        f"  network {milliseconds} ms, CRF {crf * 1000:.0f} ms: inline costs {sorted(inline)[5]:.2f} x (network + CRF)"
+        f"  network {milliseconds} ms, CRF {crf * 1000:.0f} ms: "
+        f"inline costs {statistics.median(inline):.2f} x (network + CRF)"
     )
     return row(f"overlap_{milliseconds}ms", [a / max(network, c / actors) for a, _, c in times], goal)
 
