@@ -48,11 +48,13 @@ class Plan:
     use_gpu: bool
     threads: int
     """torch threads of one training or network process without a GPU."""
+    gpu: float = 1
+    """GPUs of one training or network process, where `use_gpu`."""
 
     @property
     def network_resources(self) -> dict[str, float]:
         """Of one training worker or network actor."""
-        return {"CPU": self.unit, "GPU": 1} if self.use_gpu else {"CPU": self.unit}
+        return {"CPU": self.unit, "GPU": self.gpu} if self.use_gpu else {"CPU": self.unit}
 
     @property
     def network_environment(self) -> dict[str, dict[str, str]]:
@@ -102,16 +104,19 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
     return Plan(unit, workers, crf_actors, data_tasks, use_gpu, threads)
 
 
-def lanes(plan: Plan, cpus: float, wanted: int) -> tuple[Plan, int]:
+def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, int]:
     """A share of the plan for each of several parts of a job that work side by side, and how many there are.
 
-    A share has at least one training worker; on GPUs that is one GPU. All shares together fit into the cluster.
+    A share has at least one training worker. All shares together fit into the cluster.
 
     Args:
         plan: the whole job's.
         cpus: of the cluster.
         wanted: parts.
+        gpu: GPUs of a worker, where the plan uses them; below 1, workers share one.
     """
+    if plan.use_gpu and gpu < 1:
+        plan = replace(plan, workers=plan.workers * int(1 / gpu), gpu=gpu)
     count = max(1, min(wanted, plan.workers))
     if count == 1:
         return plan, 1

@@ -4,13 +4,17 @@ Every field is settable, e.g. `--preset mini --dynamic.train.epochs 20 --network
 """
 
 import argparse
+import contextlib
 import dataclasses
+import difflib
+import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import tyro
+import yaml
 
 from ssdd.crf import CRFParams
 
@@ -229,6 +233,35 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """What the sweeps of ray_jobs/sweep_*.py vary, how they choose, and by which metric."""
+
+    space: tuple[str, ...] = ()
+    """`FIELD=A,B,...` for values to try, `FIELD=LOW:HIGH` or `FIELD=LOW:HIGH:log` for a range (not with `grid`); FIELD
+    is any field of this configuration, as on the command line. Default: the script's own."""
+    search: Literal["grid", "random", "optuna"] = "grid"
+    """grid: every combination; random: `trials` points, drawn with `seed`; optuna: `trials` points, each chosen after
+    those before it (needs the extra: pip install 'ssdd[sweep]')."""
+    trials: int = 16
+    """Number of points of random and optuna."""
+    metric: str | None = None
+    """What is maximised; the job's help lists them. Default: the script's own."""
+    split: str | None = None
+    """The image list, with true masks, on which sweep_alpha measures. Default: the training list; never the one
+    that is reported, `split`."""
+    images: int = 128
+    """Images of that list on which it scores a network after each epoch."""
+    stage: Literal["static", "dynamic"] = "static"
+    """Whose biases sweep_bias varies. static: integrations of stored difference maps; dynamic: real trainings."""
+    parallel: int | None = None
+    """Trials at the same time. Default: as many as the cluster has room for."""
+    gpu: float = 1
+    """GPUs of each process of a trial: with 0.5, two share one."""
+    resume: bool = False
+    """Go on with the same sweep, which was interrupted, and keep its finished trials."""
+
+
+@dataclass(frozen=True)
 class Config:
     """One configuration for all jobs. A stage runs only if something that it depends on has changed."""
 
@@ -254,6 +287,7 @@ class Config:
     rounds: int = 1
     """Static and dynamic refinement once more, on the dynamic network's own masks and their CRF, for each above 1."""
     compare: CompareConfig = CompareConfig()
+    sweep: SweepConfig = SweepConfig()
     network: NetworkConfig = field(default_factory=NetworkConfig)
     crf: CRFParams = CRFParams()
     """The full-size CRF: advice, and test time."""
@@ -373,11 +407,28 @@ PRESETS = {"mini": mini, "photographs": photographs, "paper": paper}
 
 
 def parse(args: list[str] | None = None, description: str | None = None) -> Config:
-    """The configuration that a command line asks for: `--preset` chooses the defaults, every other flag changes one."""
+    """The configuration that a command line asks for: `--preset` chooses the defaults, every other flag changes one.
+
+    `--config FILE` (see `changes`) changes fields before the flags do.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=PRESETS, default="mini")
-    preset, _ = first.parse_known_args(args)
-    return override(PRESETS[preset.preset](), args, description)
+    first.add_argument("--preset", choices=PRESETS)
+    first.add_argument("--config", type=Path)
+    known, _ = first.parse_known_args(args)
+    rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    rest.add_argument("--config")
+    _, flags = rest.parse_known_args(args)
+    if known.config is None:
+        return override(PRESETS[known.preset or "mini"](), flags, description)
+    fields = _read(known.config)
+    preset = known.preset or fields.pop("preset", "mini")
+    if preset not in PRESETS:
+        raise ConfigError(f"{known.config}: preset {preset!r} is none of {', '.join(PRESETS)}")
+    try:
+        default = changed(PRESETS[preset](), fields | {"preset": preset})
+    except ConfigError as error:
+        raise ConfigError(f"{known.config}: {error}") from error
+    return override(default, flags, description)
 
 
 def override(default: Config, args: list[str] | None = None, description: str | None = None) -> Config:
@@ -390,6 +441,71 @@ def override(default: Config, args: list[str] | None = None, description: str | 
     config = tyro.cli(Config, args=args, default=default, description=description)
     validate(config)
     return config
+
+
+def changed(default: Config, fields: dict[str, Any]) -> Config:
+    """`default` with some fields changed, checked.
+
+    Args:
+        default: where the other fields come from.
+        fields: values by dotted name, `dynamic.alpha` say; underscores or dashes.
+
+    Raises:
+        ConfigError: an unknown field, a value of another type, or one that cannot work.
+    """
+    known = flatten(to_dict(default))
+    args: list[str] = []
+    for name, value in fields.items():
+        name = name.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            raise ConfigError(f"there is no field {name}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        flag = name.replace("_", "-")
+        if isinstance(known[name], bool) and isinstance(value, bool):
+            head, dot, last = flag.rpartition(".")
+            args.append(f"--{flag}" if value else f"--{head}{dot}no-{last}")
+        else:
+            args += [f"--{flag}", *(map(str, value) if isinstance(value, (list, tuple)) else [str(value)])]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            config = tyro.cli(Config, args=args, default=default, console_outputs=False)
+    except SystemExit as error:
+        given = ", ".join(f"{name} = {value!r}" for name, value in fields.items())
+        raise ConfigError(f"a value is not of its field's type: {given}") from error
+    validate(config)
+    return config
+
+
+def replaced(config: Any, fields: dict[str, Any]) -> Any:
+    """`config` with values of the right types at dotted names; not checked."""
+    for name, value in fields.items():
+        head, _, rest = name.partition(".")
+        config = replace(config, **{head: replaced(getattr(config, head), {rest: value}) if rest else value})
+    return config
+
+
+def changes(config: Config) -> dict[str, Any]:
+    """What distinguishes a configuration from its preset, by dotted name: what `--config` reads, as YAML.
+
+    Neither the workspace nor the machine's part (`num_cpus`, `workers`, `gpus`) nor the sweep belongs to it.
+    """
+    left_out = ("workspace", "num_cpus", "workers", "gpus", "sweep.")
+    preset, own = (flatten(to_dict(c)) for c in (PRESETS[config.preset](), config))
+    return {"preset": config.preset} | {
+        name: value for name, value in own.items() if value != preset[name] and not name.startswith(left_out)
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: is no YAML: {error}") from error
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise ConfigError(f"--config {path}: must hold fields and values, `dynamic.alpha: 0.5` say")
+    return flatten(fields)
 
 
 def validate(config: Config) -> None:
@@ -472,6 +588,12 @@ def validate(config: Config) -> None:
     check(bool(repeats), "compare.random-seeds", "needs at least one seed")
     check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
     check(bool(config.compare.rows), "compare.rows", "needs at least one row")
+    check(config.sweep.trials >= 1, "sweep.trials", "must be at least 1")
+    check(config.sweep.images >= 1, "sweep.images", "must be at least 1")
+    check(config.sweep.parallel is None or config.sweep.parallel >= 1, "sweep.parallel", "must be at least 1")
+    check(0 < config.sweep.gpu <= 1, "sweep.gpu", "must lie in 0..1, above 0")
+    own = config.sweep.split != config.split
+    check(own, "sweep.split", f"{config.split} is what is reported (--split): choose by another image list")
     check(config.step.parts is None or config.step.parts >= 1, "step.parts", "must be at least 1")
     check(config.step.micro_batch is None or config.step.micro_batch >= 1, "step.micro-batch", "must be at least 1")
     both = (config.knowledge is None) == (config.advice is None)

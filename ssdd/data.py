@@ -76,7 +76,7 @@ def samples(joined: list[Table], sampling: Sampling, epochs: range, seed: int, p
 def warm_up(plan: Plan) -> None:
     """Start the processes that will read samples, and their imports, while a trainer still starts its workers."""
     for _ in range(plan.data_tasks):
-        _import_transforms.options(num_cpus=plan.unit).remote()
+        _import_transforms.options(num_cpus=plan.unit, scheduling_strategy="SPREAD").remote()
 
 
 @ray.remote
@@ -117,7 +117,7 @@ def presence_vector(foreground: Iterable[int], num_classes: int) -> np.ndarray:
 def infer(
     joined: list[Table],
     columns: list[str],
-    network: Callable[[], Stage],
+    network: Callable[[], Stage] | None,
     crf: Stage | None,
     batch: int,
     plan: Plan,
@@ -128,6 +128,7 @@ def infer(
         joined: tables with the same parts.
         columns: to read; `image_id` comes by itself.
         network: called once in each network actor (on a GPU where the plan has them); gives the function for rows.
+            None for none.
         crf: applied to rows in a pool of CPU actors; None for none. Should import no torch.
         batch: rows that the network gets at once.
         plan: resources.
@@ -142,16 +143,17 @@ def infer(
     )
     # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
     stream.context.target_max_block_size = 2**18
-    stream = stream.map_batches(
-        _NetworkActor,
-        fn_constructor_kwargs={"make": network, "threads": plan.threads},
-        compute=ActorPoolStrategy(size=min(plan.workers, len(parts))),
-        batch_size=batch,
-        batch_format="pyarrow",
-        num_cpus=plan.unit,
-        num_gpus=1 if plan.use_gpu else 0,
-        runtime_env=plan.network_environment,
-    )
+    if network is not None:
+        stream = stream.map_batches(
+            _NetworkActor,
+            fn_constructor_kwargs={"make": network, "threads": plan.threads},
+            compute=ActorPoolStrategy(size=min(plan.workers, len(parts))),
+            batch_size=batch,
+            batch_format="pyarrow",
+            num_cpus=plan.unit,
+            num_gpus=plan.network_resources.get("GPU", 0),
+            runtime_env=plan.network_environment,
+        )
     if crf is not None:
         stream = stream.map_batches(
             _CRFActor,

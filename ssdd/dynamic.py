@@ -1,18 +1,22 @@
 """Stage 3: dynamic region refinement (sec. 4.2), and the baseline that it must beat."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssdd import crf_rows, data, losses, maps, refine, seeds, training, voc
 from ssdd.batch_crf import ActorCRF, BatchCRF, ExactCRF, InlineCRF
-from ssdd.config import DynamicConfig, EvaluateConfig, NetworkConfig, TrainConfig
+from ssdd.config import Config, DynamicConfig, EvaluateConfig, NetworkConfig, TrainConfig
 from ssdd.data import Sampling
+from ssdd.images import Images
 from ssdd.losses import Means
+from ssdd.metrics import ConfusionMatrix
 from ssdd.networks import DynamicNet, SegmentationNet
 from ssdd.pool import CRFPool
 from ssdd.seeds import SEED_SCHEMA, Seeds, backbone_in
@@ -20,7 +24,7 @@ from ssdd.session import Session
 from ssdd.static import Refined, difference_losses, module
 from ssdd.step import Batch, Waiting
 from ssdd.store import Artifact
-from ssdd.tables import Row
+from ssdd.tables import Row, Table
 
 
 def start_of(session: Session, refined: Refined) -> Artifact:
@@ -43,8 +47,60 @@ class Models:
     baseline: Artifact
 
 
-def run(session: Session, refined: Refined) -> Artifact:
-    """Train SSDD's segmentation network; every iteration's CRF runs on a pool of Ray CPU actors."""
+@dataclass(frozen=True)
+class Validation:
+    """A network's confusion matrix on some images with true masks: one scale, no CRF, at the masks' resolution."""
+
+    table: Table
+    images: int
+    """At most; the first ones that have a true mask."""
+    classes: int
+    evaluate: EvaluateConfig
+    size: int
+
+    def __call__(self, net: SegmentationNet, rank: int = 0, workers: int = 1) -> np.ndarray:
+        """int64 (classes, classes), over every `workers`-th image."""
+        matrix = ConfusionMatrix(self.classes)
+        for rows in self._batches(rank, workers):
+            decoded = [voc.read_image(row["image"]) for row in rows]
+            for row, probs in zip(rows, predict(net, decoded, self.evaluate, self.size), strict=True):
+                truth = torch.from_numpy(voc.read_mask(row["truth"]))[None, None]
+                small = F.interpolate(truth, (self.size, self.size), mode="nearest-exact")
+                matrix.update(probs.argmax(0).numpy(), small[0, 0].numpy())
+        return matrix.counts
+
+    def mean_iou(self, net: SegmentationNet) -> float:
+        """In percent, over all of the images."""
+        matrix = ConfusionMatrix(self.classes)
+        matrix.counts = self(net)
+        return 100 * matrix.mean_iou()
+
+    def _batches(self, rank: int, workers: int) -> Iterator[list[Row]]:
+        seen = 0
+        for part in range(len(self.table.parts)):
+            known = [row for row in self.table.read(part) if row["truth"] is not None][: self.images - seen]
+            seen += len(known)
+            own = known[rank::workers]
+            yield from (own[k : k + 8] for k in range(0, len(own), 8))
+            if seen == self.images:
+                return
+
+
+def validation(config: Config, scored: Images) -> Validation:
+    """Of networks that a configuration trains, on a list of images."""
+    evaluate = replace(config.evaluate, scales=(1.0,), mirror=False, full_size=False)
+    size = config.network.mask_size(evaluate.size)
+    return Validation(scored.table, config.sweep.images, len(scored.classes), evaluate, size)
+
+
+def run(session: Session, refined: Refined, validate: Validation | None = None) -> Artifact:
+    """Train SSDD's segmentation network; every iteration's CRF runs on a pool of Ray CPU actors.
+
+    Args:
+        session: cluster, workspace, tracking.
+        refined: m^D0.
+        validate: scores the network after every epoch.
+    """
     config, made = session.config, refined.seeds
     if config.dynamic.weights:
         return published(session, made.images.classes)
@@ -70,7 +126,8 @@ def run(session: Session, refined: Refined) -> Artifact:
     }
     try:
         task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, backends[config.step.crf])
-        return training.run(session, "dynamic", recipe, task, [made.images.table, refined.table])
+        tables = [made.images.table, refined.table]
+        return training.run(session, "dynamic", recipe, task, tables, validate)  # type: ignore[arg-type]
     finally:
         pool.close()
 

@@ -1,6 +1,7 @@
 """Panels like the paper's Figs. 7 and 8, from table rows. matplotlib without a display."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -70,6 +71,51 @@ def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figu
     left.set(xlabel="d", ylabel="share of pixels that differ", xlim=(0, 1), ylim=(0, 1))
     right.set(xlabel="d", ylabel="share of all pixels", xlim=(0, 1), ylim=(0, None))
     left.legend(fontsize=8)
+    return figure
+
+
+def trials(results: list[tuple[dict[str, Any], dict[str, float]]], names: dict[str, str]) -> Figure:
+    """Metrics of a sweep's trials over each field that it varies; the lines go through the best of each value.
+
+    Args:
+        results: point and metrics of each trial.
+        names: legend of each metric that is drawn.
+    """
+    fields = list(results[0][0])
+    figure = Figure(figsize=(4.2 * len(fields), 3.2), layout="constrained")
+    for axis, field in zip(figure.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
+        values = sorted({point[field] for point, _ in results}, key=lambda v: (isinstance(v, str), v))
+        for metric, name in names.items():
+            known = [(values.index(p[field]), m[metric]) for p, m in results if metric in m]
+            best = {x: max(y for other, y in known if other == x) for x, _ in known}
+            (line,) = axis.plot(sorted(best), [best[x] for x in sorted(best)], marker="o", label=name)
+            axis.scatter([x for x, _ in known], [y for _, y in known], s=12, color=line.get_color(), alpha=0.5)
+        step = -(-len(values) // 8)
+        labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+        axis.set(xlabel=field, ylabel="mean IoU (%)", xticks=range(0, len(values), step), xticklabels=labels[::step])
+        axis.legend(fontsize=8)
+    return figure
+
+
+def heat_map(values: dict[tuple[float, float], float], axes: tuple[str, str], title: str) -> Figure:
+    """A value over two numbers; the greatest is marked.
+
+    Args:
+        values: by both numbers; where they are no grid, dots are drawn.
+        axes: names of the numbers.
+        title: of the values.
+    """
+    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    xs, ys = (sorted({point[k] for point in values}) for k in (0, 1))
+    if len(xs) * len(ys) == len(values):
+        drawn: Any = axis.pcolormesh(xs, ys, [[values[x, y] for x in xs] for y in ys], shading="nearest")
+    else:
+        drawn = axis.scatter([x for x, _ in values], [y for _, y in values], c=list(values.values()), s=24)
+    best = max(values, key=values.__getitem__)
+    axis.plot(*best, marker="*", markersize=14, color="white", markeredgecolor="black")
+    axis.set(xlabel=axes[0], ylabel=axes[1], title=f"best: {values[best]:.1f} at {best[0]:.3g}, {best[1]:.3g}")
+    figure.colorbar(drawn, label=title)
     return figure
 
 

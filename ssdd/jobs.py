@@ -12,6 +12,7 @@ from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
 from ssdd.report import table_lines
 from ssdd.session import Session
+from ssdd.sweep import SweepError
 from ssdd.training import DivergedError
 from ssdd.voc import DataError
 
@@ -46,7 +47,7 @@ def job(
         chosen = config() if config else configuration.parse(description=description)
         with Session(chosen, name) as session:
             result = run(session)
-    except (ConfigError, DataError, ResourceError, WeightsError, DivergedError) as error:
+    except (ConfigError, DataError, ResourceError, WeightsError, DivergedError, SweepError) as error:
         sys.exit(f"{name}: {error}")
     for line in report(result):
         print(line)

@@ -102,7 +102,8 @@ class CRFPool:
     """Actors all over the cluster, CPU nodes included. It can be sent to a training worker."""
 
     def __init__(self, actors: int, num_cpus: float, environment: dict[str, Any] | None = None):
-        options = dict(num_cpus=num_cpus, runtime_env=environment)
+        # Spread says at once that they need not fit into what a sweep's trial has reserved, where this runs in one.
+        options = dict(num_cpus=num_cpus, runtime_env=environment, scheduling_strategy="SPREAD")
         options |= dict(max_restarts=-1, max_task_retries=-1)  # a lost actor only costs time
         self.actors = [_CRFActor.options(**options).remote() for _ in range(actors)]  # type: ignore[attr-defined]
         self._loads: Loads | None = None

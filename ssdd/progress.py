@@ -76,17 +76,27 @@ class _Listener:
 
 
 class Console:
-    """One line at a time: time since the start, stage, what is done, time to go."""
+    """One line at a time: time since the start, stage, what is done, time to go.
 
-    def __init__(self, start: float | None = None, label: str = ""):
+    With a mailbox it can be sent to another process, whose lines whoever listens there shows.
+    """
+
+    def __init__(self, start: float | None = None, label: str = "", mailbox: Mailbox | None = None):
         self.start = time.monotonic() if start is None else start
-        self.label = label
+        self.label, self.mailbox = label, mailbox
 
     def labelled(self, label: str) -> "Console":
         """The same console for one of several parts that work side by side."""
-        return Console(self.start, f"{label}: ")
+        return Console(self.start, f"{label}: ", self.mailbox)
+
+    def sent_to(self, mailbox: Mailbox) -> "Console":
+        """The same console for another process."""
+        return Console(self.start, self.label, mailbox)
 
     def line(self, text: str) -> None:
+        if self.mailbox is not None:
+            self.mailbox.send(self.label + text)
+            return
         minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
         print(f"{minutes:3d}:{seconds:02d}  {self.label}{text}\n", end="", flush=True)  # one write: threads share it
 

@@ -1,7 +1,7 @@
 """Stage 1: PSA's seeds. Classifier -> CAM -> AffinityNet -> random walk: knowledge p^K0; its CRF: advice p^A0."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,23 @@ def run(session: Session) -> Seeds:
     )
     table, artifact = session.build_table("seeds", recipe, train.table.parts, SEED_SCHEMA, infer)
     return Seeds(train, table, artifact, classifier)
+
+
+def with_crf(session: Session, made: Seeds) -> Seeds:
+    """Knowledge as `made` has it, and the advice of this session's CRF; no network runs."""
+    crf = session.config.crf
+    infer = partial(
+        data.infer,
+        [made.images.table, made.table],
+        ["image", "presence", "probs"],
+        None,
+        partial(crf_rows.advise, crf),
+        session.config.inference_batch,
+        session.plan,
+    )
+    recipe = {"seeds": made.artifact, "crf": crf}
+    table, artifact = session.build_table("advised", recipe, made.table.parts, SEED_SCHEMA, infer)
+    return replace(made, table=table, artifact=artifact)
 
 
 def published(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Artifact | None]:

@@ -28,6 +28,7 @@ class Session(AbstractContextManager):
     def __init__(self, config: Config, job: str):
         self.config = config
         self.stop = threading.Event()  # shared with the children
+        self.in_trial = False  # of a sweep
         self.part = ""  # ends the names of pictures, see `child`
         self.console = Console()
         self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
@@ -58,6 +59,20 @@ class Session(AbstractContextManager):
         other.console = self.console.labelled(name)
         other.tracker = self.tracker.child(config, name)
         return other
+
+    def with_config(self, config: Config) -> "Session":
+        """The same session with another configuration, for what its parts share."""
+        other = copy.copy(self)
+        other.config = config
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the process of a trial, which nobody stops but its end."""
+        return {name: value for name, value in vars(self).items() if name != "stop"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.stop, self.in_trial = threading.Event(), True
 
     def has(self, name: str, recipe: dict[str, Any]) -> bool:
         """Whether `build` would find the artifact."""

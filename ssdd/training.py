@@ -25,11 +25,13 @@ import torch
 from ray.data import ExecutionOptions
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor, nn
 
 from ssdd import data, published, voc
 from ssdd.config import NetworkConfig, StepConfig, TrainConfig
 from ssdd.data import Sampling
+from ssdd.metrics import ConfusionMatrix
 from ssdd.progress import Event, Mailbox
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
@@ -97,9 +99,22 @@ class _Loop:
     first_epoch: int
     resume: Path | None
     mailbox: Mailbox
+    validate: "Validate | None"
 
 
-def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined: list[Table]) -> Artifact:
+Validate = Callable[[nn.Module, int, int], np.ndarray]
+"""Gives a worker's share of a network's confusion matrix, from its rank and the number of workers."""
+IOU = "iou"  # in percent
+
+
+def run(
+    session: Session,
+    name: str,
+    recipe: dict[str, Any],
+    task: Task,
+    joined: list[Table],
+    validate: Validate | None = None,
+) -> Artifact:
     """Train on the workers of the session's plan; an artifact with `model.pt`, the network's state dict.
 
     Args:
@@ -109,14 +124,23 @@ def run(session: Session, name: str, recipe: dict[str, Any], task: Task, joined:
             interrupted is continued.
         task: what to train.
         joined: tables with the columns that the task samples.
+        validate: scores the network after each epoch, as `NAME.iou`; the trial of a sweep reports that to Ray Tune.
     """
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
-    artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder))
+    artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder, validate))
     shutil.rmtree(runs, ignore_errors=True)
     return artifact
 
 
-def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table], folder: Path) -> None:
+def _fit(
+    session: Session,
+    name: str,
+    runs: Path,
+    task: Task,
+    joined: list[Table],
+    folder: Path,
+    validate: Validate | None,
+) -> None:
     plan, train = session.plan, task.train
     first_epoch, resume = _last_checkpoint(runs)
     if resume is not None:
@@ -142,6 +166,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
             first_epoch,
             resume,
             mailbox,
+            validate,
         )
         trainer = TorchTrainer(
             _train,
@@ -156,6 +181,7 @@ def _fit(session: Session, name: str, runs: Path, task: Task, joined: list[Table
                 storage_path=str(runs),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
                 worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
+                callbacks=[TuneReportCallback()] if validate and session.in_trial else None,  # type: ignore[list-item]
             ),
         )
         data.warm_up(plan)
@@ -301,7 +327,7 @@ def _train(config: dict[str, Any]) -> None:
         pin_memory=where.type == "cuda",
     )
     size, ahead = loop.step.parts_of(local_batch, task.elsewhere, where.type == "cuda")
-    log = _Log(loop, total, train.epochs, steps_per_epoch, clock, rank == 0)
+    log = _Log(loop, total, train.epochs, steps_per_epoch, clock, rank)
     step = loop.first_epoch * steps_per_epoch
     for batch in clock.each("data_wait", batches):
         for group in optimizer.param_groups:
@@ -312,13 +338,13 @@ def _train(config: dict[str, Any]) -> None:
         step += 1
         log.step(step, losses, optimizer.param_groups[0]["lr"], local_batch * workers)
         if step % steps_per_epoch == 0 and step < total:
-            _report(step // steps_per_epoch, net, optimizer, rank)
+            _report(step // steps_per_epoch, net, optimizer, rank, log.validated(step, net, workers))
         if step == total:
             break
-    _report(train.epochs, net, optimizer, rank)
+    _report(train.epochs, net, optimizer, rank, log.validated(step, net, workers))
 
 
-def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> None:
+def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, metrics: dict[str, float]) -> None:
     """A checkpoint to Ray Train."""
     if rank != 0:
         ray.train.report({"epoch": epoch})
@@ -327,14 +353,14 @@ def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: 
         torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / STATE)
         meta = {"epoch": epoch, "bytes": (Path(folder) / STATE).stat().st_size}
         (Path(folder) / "meta.json").write_text(json.dumps(meta))
-        ray.train.report({"epoch": epoch}, checkpoint=Checkpoint.from_directory(folder))
+        ray.train.report({"epoch": epoch, **metrics}, checkpoint=Checkpoint.from_directory(folder))
 
 
 class _Log:
     """Means over the last seconds, sent to the driver by the first worker."""
 
-    def __init__(self, loop: _Loop, total: int, epochs: int, steps_per_epoch: int, clock: Clock, active: bool):
-        self.loop, self.total, self.epochs, self.clock, self.active = loop, total, epochs, clock, active
+    def __init__(self, loop: _Loop, total: int, epochs: int, steps_per_epoch: int, clock: Clock, rank: int):
+        self.loop, self.total, self.epochs, self.clock, self.rank = loop, total, epochs, clock, rank
         self.steps_per_epoch = steps_per_epoch
         self._reset()
 
@@ -343,7 +369,7 @@ class _Log:
         self.sums: dict[str, Tensor] = {}
 
     def step(self, step: int, losses: dict[str, Tensor], lr: float, images: int) -> None:
-        if not self.active:
+        if self.rank != 0:
             return
         self.count += 1
         for name, value in losses.items():
@@ -360,6 +386,26 @@ class _Log:
             "images_per_s": images * self.count / elapsed,
         }
         metrics |= {f"share.{name}": seconds / elapsed for name, seconds in self.clock.read().items()}
+        self._send(step, metrics)
+        self._reset()
+
+    def validated(self, step: int, net: nn.Module, workers: int) -> dict[str, float]:
+        """Mean IoU of the network, where it is to be scored after an epoch; all workers take part."""
+        if self.loop.validate is None:
+            return {}
+        net.eval()
+        with self.clock("validation", on_device=False):
+            counts = torch.from_numpy(self.loop.validate(net, self.rank, workers)).to(next(net.parameters()).device)
+            if workers > 1:
+                torch.distributed.all_reduce(counts)
+        net.train()
+        matrix = ConfusionMatrix(len(counts))
+        matrix.counts = counts.cpu().numpy()
+        metrics = {IOU: 100 * matrix.mean_iou()}
+        if self.rank == 0:
+            self._send(step, metrics)
+        return metrics
+
+    def _send(self, step: int, metrics: dict[str, float]) -> None:
         epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
         self.loop.mailbox.send(Event(step, self.total, epoch, self.epochs, metrics))
-        self._reset()

@@ -12,3 +12,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory):
+    """A small data set and a workspace that tests fill in their order, on one local cluster."""
+    import ray
+
+    from ssdd import synthetic
+
+    root = tmp_path_factory.mktemp("jobs")
+    folder = synthetic.generate(root / "data", train=10, val=4)
+    yield folder, root / "workspace"
+    ray.shutdown()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdd import cluster
-from ssdd.cluster import Plan, ResourceError, find_cluster, make_plan
+from ssdd.cluster import Plan, ResourceError, find_cluster, lanes, make_plan
 
 
 def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
@@ -175,3 +175,13 @@ def test_lanes_fit_into_the_cluster_together(cpus, gpus, nodes, wanted):
     assert count * lane.unit * (lane.workers + lane.crf_actors + lane.data_tasks) <= cpus + 1e-9
     if wanted == 1:
         assert lane == plan
+
+
+@pytest.mark.parametrize(("share", "wanted", "expected"), [(1, 8, (2, 1)), (0.5, 8, (4, 1)), (0.3, 3, (3, 2))])
+def test_lanes_may_share_gpus(share, wanted, expected):
+    whole = make_plan(16, 2, 1, None, None)
+    plan, count = lanes(whole, 16, wanted, share)
+    assert (count, plan.workers) == expected
+    assert plan.network_resources["GPU"] == share
+    assert count * plan.workers * share <= 2
+    assert count * plan.unit * (plan.workers + plan.crf_actors + plan.data_tasks) <= 16 + 1e-9

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tarfile
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from small import ROOT, SMALL, run_job
 
 from ssdd import cluster, config, data, pool, seeds, synthetic, training, voc
 from ssdd.batch_crf import ActorCRF
@@ -23,45 +23,7 @@ from ssdd.session import Session
 from ssdd.store import Artifact
 from ssdd.tables import open_table
 
-ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.ray
-
-
-def _crop(stage):
-    return (f"--{stage}.augment.crop", "96", f"--{stage}.augment.resize", "96", "112")
-
-
-SMALL = [
-    *("--num-cpus", "2", "--workers", "1", "--part-size", "4", "--inference-batch", "4"),
-    *("--network.head-channels", "16", "--network.ddnet-channels", "16", "--static.size", "96"),
-    *("--seeds.classifier.epochs", "1", "--seeds.affinity.epochs", "1", "--seeds.cam-size", "96"),
-    *("--static.train.epochs", "1", "--dynamic.train.epochs", "2", "--dynamic.train.batch-size", "4"),
-    *("--seeds.cam-scales", "1", "--seeds.walk-steps", "4"),
-    *("--evaluate.size", "96", "--evaluate.scales", "1", "--evaluate.panels", "2"),
-    *_crop("seeds.classifier"),
-    *_crop("seeds.affinity"),
-    *_crop("static.train"),
-    *_crop("dynamic.train"),
-]
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    """A small data set and a workspace that the tests of this module fill in their order; Ray ends with them."""
-    root = tmp_path_factory.mktemp("jobs")
-    folder = synthetic.generate(root / "data", train=10, val=4)
-    yield folder, root / "workspace"
-    ray.shutdown()
-
-
-def run_job(name, *args):
-    """A script of ray_jobs/ in this process, so that all share one Ray."""
-    before = sys.argv
-    sys.argv = [name, *map(str, args)]
-    try:
-        runpy.run_path(str(ROOT / "ray_jobs" / f"{name}.py"), run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 def artifacts(workspace):

@@ -1,0 +1,320 @@
+"""Sweeps: trials of a configuration through Ray Tune, each with an MLflow run below the sweep's."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from matplotlib.figure import Figure
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from ssdd import cluster, space
+from ssdd.config import Config, ConfigError, changes, parse, to_dict
+from ssdd.progress import Mailbox
+from ssdd.session import Session
+from ssdd.space import Point, Space
+from ssdd.store import write_text
+
+STATE = "sweep.json"
+BEST = "best.yaml"
+TRIALS = "trials"
+
+
+class SweepError(RuntimeError):
+    """No trial of a sweep gave a result."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a sweep does; picklable."""
+
+    name: str
+    """Of the job."""
+    space: tuple[str, ...]
+    """Default of `sweep.space`."""
+    allowed: tuple[str, ...]
+    """Fields that change something here, or beginnings of their names."""
+    metrics: tuple[str, ...]
+    """What a trial gives; the first is maximised by default."""
+    trial: Callable[[Session, Config], dict[str, float]]
+    """One trial: its session, and the configuration of the sweep, whose tables all trials share."""
+    prepare: Callable[[Session], None]
+    """Makes what all trials share, and refuses data on which they cannot be measured."""
+    figure: Callable[["Outcome"], Figure]
+    stops: bool = False
+    """Whether a trial reports its metric after every epoch too, so that poor ones can be stopped."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the space and what came of it."""
+
+    point: Point
+    metrics: dict[str, float]
+    """Empty for a failed one."""
+    state: str = "finished"
+    """finished, stopped (for a poor metric), or failed."""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A sweep that has ended; the best trial comes first."""
+
+    name: str
+    metric: str
+    trials: tuple[Trial, ...]
+    best: Config
+    folder: Path
+
+    def finished(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state == "finished"]
+
+
+def read_config(kind: Kind, args: list[str] | None = None, description: str | None = None) -> Config:
+    """The configuration of a sweep, refused here, before anything runs, where the sweep cannot work."""
+    about = f"{description}\nMetrics (--sweep.metric): {', '.join(kind.metrics)}"
+    config = parse(args, about)
+    config = replace(config, sweep=replace(config.sweep, metric=config.sweep.metric or kind.metrics[0]))
+    if config.sweep.metric not in kind.metrics:
+        raise ConfigError(
+            f"--sweep.metric {config.sweep.metric}: no trial gives it; it gives {', '.join(kind.metrics)}"
+        )
+    if config.sweep.search == "optuna":
+        _optuna()
+    for point in points(config, space_of(kind, config)) or []:
+        space.checked(config, point)
+    return config
+
+
+def space_of(kind: Kind, config: Config) -> Space:
+    """What is varied."""
+    return space.read(config, config.sweep.space or kind.space, kind.allowed)
+
+
+def points(config: Config, chosen: Space) -> list[Point] | None:
+    """The points that a sweep tries; None where each follows from the results before it."""
+    if config.sweep.search == "optuna":
+        return None
+    if config.sweep.search == "grid":
+        return space.grid(chosen)
+    return space.random(chosen, config.sweep.trials, config.seed)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every trial's process gets."""
+
+    session: Session
+    kind: Kind
+    folder: Path
+
+
+def run(session: Session, kind: Kind) -> Outcome:
+    """All trials, as many at a time as the cluster has room for; then the best one, figures and a table.
+
+    A trial that fails is reported and does not end the others. Every finished one is kept in the sweep's folder,
+    `sweeps/NAME-KEY`, so that `sweep.resume` goes on after an interruption.
+
+    Raises:
+        SweepError: all trials failed.
+    """
+    config = session.config
+    chosen = space_of(kind, config)
+    folder = open_folder(session, kind.name)
+    kind.prepare(session)
+    wanted = points(config, chosen)
+    kept = _kept(folder)
+    if kept:
+        session.console.line(f"{len(kept)} trials are finished already")
+    rest = None if wanted is None else [p for p in wanted if _key(p) not in kept]
+    count = len(rest) if rest is not None else max(0, config.sweep.trials - len(kept))
+    failed: list[Trial] = []
+    if count:
+        limit = min(count, config.sweep.parallel or count)
+        plan, side_by_side = cluster.lanes(session.plan, ray.cluster_resources()["CPU"], limit, config.sweep.gpu)
+        session.console.line(f"{count} trials, {side_by_side} at a time; {kind.name} maximises {config.sweep.metric}")
+        mailbox = Mailbox()
+        part = session.with_config(config)
+        part.plan, part.console = plan, session.console.sent_to(mailbox)
+        with mailbox.listen(session.console.line):
+            results = _tuner(_Shared(part, kind, folder), rest, chosen, count, side_by_side, list(kept.values())).fit()
+        session.tracker.end_children()
+        for k in range(len(results)):
+            failed += _unfinished(results[k], session)
+    metric = config.sweep.metric or ""
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        return trial.state == "finished", trial.metrics.get(metric, -1.0)
+
+    trials = sorted([*_kept(folder).values(), *failed], key=rank, reverse=True)
+    return finish(session, kind.name, folder, trials, kind.figure)
+
+
+def open_folder(session: Session, name: str) -> Path:
+    """The folder of a sweep with this configuration: new, or with `sweep.resume` as it was left."""
+    config = session.config
+    sweep = replace(config.sweep, resume=False, parallel=None, gpu=1)
+    recipe = to_dict(replace(config, workspace=None, num_cpus=None, workers=None, gpus=None, sweep=sweep))
+    key = hashlib.sha256(json.dumps([name, recipe], sort_keys=True).encode()).hexdigest()[:12]
+    folder = session.workspace / "sweeps" / f"{name}-{key}"
+    state = folder / STATE
+    if config.sweep.resume:
+        if not state.exists():
+            raise ConfigError(
+                f"--sweep.resume: {session.workspace} has no such sweep; leave it out to start one, or give the same "
+                "fields as when it was started"
+            )
+        if not session.tracker.resume(json.loads(state.read_text())["run_id"]):
+            session.console.line("the sweep's MLflow run is gone: a new one goes on")
+    elif folder.exists():
+        shutil.rmtree(folder)  # what the trials made is in the store, and found again
+    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
+    write_text(state, json.dumps({"run_id": session.tracker.run_id, "config": recipe}, indent=1))
+    session.tracker.tag("sweep", key)
+    return folder
+
+
+def finish(
+    session: Session, name: str, folder: Path, trials: list[Trial], draw: Callable[[Outcome], Figure]
+) -> Outcome:
+    """Write `best.yaml`, `trials.json` and the figure of a sweep, and put all of it into its MLflow run."""
+    metric = session.config.sweep.metric or ""
+    finished = [t for t in trials if t.state == "finished"]
+    if not finished:
+        raise SweepError(f"all {len(trials)} trials failed; the first: {trials[0].error if trials else 'none ran'}")
+    best = finished[0]
+    outcome = Outcome(name, metric, tuple(trials), space.checked(session.config, best.point), folder)
+    head = f"# Best of {len(trials)} trials of {name}: {metric} {best.metrics[metric]:.2f}\n"
+    write_text(folder / BEST, head + yaml.safe_dump(changes(outcome.best), sort_keys=False))
+    record = [{"point": t.point, "metrics": t.metrics, "state": t.state, "error": t.error} for t in trials]
+    write_text(folder / "trials.json", json.dumps(record, indent=1))
+    figure = draw(outcome)
+    figure.savefig(folder / f"{name}.png", dpi=110)
+    session.tracker.figure(figure, name)
+    for path in (folder / BEST, folder / "trials.json"):
+        session.tracker.file(path)
+    session.tracker.metrics(best.metrics)
+    session.tracker.tag("best", space.label(best.point))
+    session.console.line(f"best of the sweep {(folder / BEST).relative_to(session.workspace)}")
+    return outcome
+
+
+def lines(outcome: Outcome, shown: int = 20) -> list[str]:
+    """The trials as a table for the terminal, the best ones first."""
+    trials = outcome.trials
+    names = space.short_names(trials[0].point)
+    columns = [m for m in trials[0].metrics if m == outcome.metric or not m.startswith("difference.")]
+    table = [[*names.values(), *columns, ""]]
+    for trial in trials[:shown]:
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.point.values()]
+        scores = [f"{trial.metrics[c]:.2f}" if c in trial.metrics else "-" for c in columns]
+        table.append([*values, *scores, "" if trial.state == "finished" else f"{trial.state} {trial.error}".strip()])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    out = [
+        "  ".join(
+            cell.rjust(w) if i < len(line) - 1 else cell for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+    if len(trials) > shown:
+        out.append(f"... and {len(trials) - shown} more in {outcome.folder / 'trials.json'}")
+    best = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in trials[0].point.items())
+    return [*out, f"best by {outcome.metric}: {best}", f"use it with --config {outcome.folder / BEST}"]
+
+
+def _tuner(
+    shared: _Shared, rest: list[Point] | None, chosen: Space, count: int, side_by_side: int, kept: list[Trial]
+) -> tune.Tuner:
+    config = shared.session.config
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints even if it is not to
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported below, a line each
+    options: dict[str, Any] = dict(max_concurrent_trials=side_by_side)
+    if rest is None:
+        options |= dict(num_samples=count, search_alg=_searcher(config, chosen, kept))
+    if shared.kind.stops:
+        epochs = config.dynamic.train.epochs
+        options["scheduler"] = ASHAScheduler(
+            time_attr="epoch", metric=config.sweep.metric, mode="max", max_t=epochs, reduction_factor=2
+        )
+    # The trial itself only waits for its stages' processes, which may need every CPU; Tune wants it to hold something.
+    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"CPU": 0, "memory": 1})
+    return tune.Tuner(
+        trainable,
+        param_space={} if rest is None else {"point": tune.grid_search(rest)},
+        tune_config=tune.TuneConfig(**options),
+        run_config=tune.RunConfig(name="tune", storage_path=str(shared.folder), verbose=0),
+    )
+
+
+def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
+    """One trial, in a process of its own."""
+    cluster.quiet()
+    point = chosen.get("point", chosen)
+    session, base = shared.session, shared.session.config
+    with session.child(space.checked(base, point), space.label(point), session.plan) as own:
+        metrics = shared.kind.trial(own, base)
+    record = {"point": point, "metrics": metrics}
+    write_text(shared.folder / TRIALS / f"{_key(point)}.json", json.dumps(record))
+    tune.report({**metrics, "epoch": base.dynamic.train.epochs})
+
+
+def _key(point: Point) -> str:
+    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(folder: Path) -> dict[str, Trial]:
+    """The trials that have finished."""
+    records = {path.stem: json.loads(path.read_text()) for path in sorted((folder / TRIALS).glob("*.json"))}
+    return {key: Trial(record["point"], record["metrics"]) for key, record in records.items()}
+
+
+def _unfinished(result: Any, session: Session) -> list[Trial]:
+    """What Ray Tune has to say of a trial that did not come to its end."""
+    point = (result.config or {}).get("point", result.config)
+    if result.error is not None:
+        reason = str(result.error).strip().splitlines()[-1]
+        session.console.line(f"the trial {space.label(point)} failed: {reason}")
+        return [Trial(point, {}, "failed", reason)]
+    metric = session.config.sweep.metric or ""
+    last = (result.metrics or {}).get("epoch")
+    if last is None or last >= session.config.dynamic.train.epochs:
+        return []
+    return [Trial(point, {metric: result.metrics[metric]}, "stopped", f"after epoch {last}")]
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("--sweep.search optuna: install the extra: pip install 'ssdd[sweep]'") from error
+    return optuna
+
+
+def _searcher(config: Config, chosen: Space, kept: list[Trial]) -> Any:
+    from ray.tune.search.optuna import OptunaSearch
+
+    distributions = _optuna().distributions
+
+    def distribution(values: tuple[Any, ...] | space.Range) -> Any:
+        if not isinstance(values, space.Range):
+            return distributions.CategoricalDistribution(values)
+        kind = distributions.IntDistribution if values.whole else distributions.FloatDistribution
+        return kind(values.low, values.high, log=values.log)
+
+    return OptunaSearch(
+        space={name: distribution(values) for name, values in chosen.items()},
+        metric=config.sweep.metric,
+        mode="max",
+        seed=config.seed,
+        points_to_evaluate=[t.point for t in kept] or None,
+        evaluated_rewards=[t.metrics[config.sweep.metric or ""] for t in kept] or None,
+    )

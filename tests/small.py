@@ -1,0 +1,35 @@
+"""A configuration of seconds and a way to run a job, for tests that run jobs through Ray."""
+
+import runpy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def _crop(stage):
+    return (f"--{stage}.augment.crop", "96", f"--{stage}.augment.resize", "96", "112")
+
+
+SMALL = [
+    *("--num-cpus", "2", "--workers", "1", "--part-size", "4", "--inference-batch", "4"),
+    *("--network.head-channels", "16", "--network.ddnet-channels", "16", "--static.size", "96"),
+    *("--seeds.classifier.epochs", "1", "--seeds.affinity.epochs", "1", "--seeds.cam-size", "96"),
+    *("--static.train.epochs", "1", "--dynamic.train.epochs", "2", "--dynamic.train.batch-size", "4"),
+    *("--seeds.cam-scales", "1", "--seeds.walk-steps", "4"),
+    *("--evaluate.size", "96", "--evaluate.scales", "1", "--evaluate.panels", "2"),
+    *_crop("seeds.classifier"),
+    *_crop("seeds.affinity"),
+    *_crop("static.train"),
+    *_crop("dynamic.train"),
+]
+
+
+def run_job(name, *args):
+    """A script of ray_jobs/ in this process, so that all share one Ray."""
+    before = sys.argv
+    sys.argv = [name, *map(str, args)]
+    try:
+        runpy.run_path(str(ROOT / "ray_jobs" / f"{name}.py"), run_name="__main__")
+    finally:
+        sys.argv = before

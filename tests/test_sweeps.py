@@ -1,0 +1,205 @@
+"""The sweeps, small, through Ray Tune on the cluster and the workspace of the other jobs; then a kill, and a server."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from small import ROOT, SMALL, run_job
+
+from ssdd import config
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def small(places):
+    """Arguments of the jobs, after the sweeps' shared tables are there."""
+    folder, workspace = places
+    args = [*SMALL, "--data", str(folder), "--workspace", str(workspace)]
+    run_job("static", *args)
+    return args
+
+
+def newest(workspace, name):
+    return max((workspace / "sweeps").glob(f"{name}-*"), key=lambda p: p.stat().st_mtime)
+
+
+def runs_below(workspace, parent=None, uri=None):
+    """Parent and children of the newest sweep, or of one run."""
+    client = mlflow.MlflowClient(uri or f"sqlite:///{workspace / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "ssdd-mini"]
+    runs = client.search_runs([experiment.experiment_id], order_by=["start_time desc"], max_results=500)
+    parent = parent or next(r for r in runs if "sweep" in r.data.tags and "mlflow.parentRunId" not in r.data.tags)
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return client, parent, children
+
+
+def test_sweep_crf_compares_its_trials_in_mlflow(places, small, capsys):
+    _, workspace = places
+    run_job("sweep_crf", *small, "--sweep.space", "crf.bilateral-weight=1,10")
+    out = capsys.readouterr().out
+    folder = newest(workspace, "sweep_crf")
+    trials = json.loads((folder / "trials.json").read_text())
+    assert sorted(t["point"]["crf.bilateral_weight"] for t in trials) == [1, 10]
+    assert {t["state"] for t in trials} == {"finished"}
+    scores = [t["metrics"]["train.refined"] for t in trials]
+    assert scores == sorted(scores, reverse=True)
+    assert len({t["metrics"]["train.knowledge"] for t in trials}) == 1, "the knowledge is the same"
+    best = config.parse(["--config", str(folder / "best.yaml")])
+    assert best.crf.bilateral_weight == trials[0]["point"]["crf.bilateral_weight"]
+    assert best.seeds.walk_steps == 4, "what the command line changed is in it too"
+    assert f"--crf.bilateral-weight {best.crf.bilateral_weight}" in out
+    assert (folder / "sweep_crf.png").stat().st_size > 5000
+
+    client, parent, children = runs_below(workspace)
+    assert parent.data.tags["job"] == "sweep_crf"
+    assert parent.data.metrics["train.refined"] == pytest.approx(scores[0])
+    assert {"sweep_crf.png", "best.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert sorted(float(r.data.params["crf.bilateral_weight"]) for r in children) == [1, 10]
+    for run in children:
+        assert run.info.status == "FINISHED"
+        assert {"train.refined", "train.advice", "static.loss.base"} <= set(run.data.metrics)
+        assert run.data.tags["job"] == "sweep_crf"
+        assert run.data.tags["data"] == "data"
+
+
+def test_sweep_bias_agrees_with_the_masks_themselves(places, small, capsys):
+    _, workspace = places
+    run_job("sweep_bias", *small)
+    folder = newest(workspace, "sweep_bias")
+    trials = json.loads((folder / "trials.json").read_text())
+    assert len(trials) == 400
+    own = config.parse(small).static.bias
+    point = {"static.bias.bias": own.bias, "static.bias.background": own.background}
+    (at_own,) = [t for t in trials if t["point"] == point]
+    run_job("static", *small)
+    shown = capsys.readouterr().out
+    assert f"train.refined   {at_own['metrics']['train.refined']:5.1f}" in shown
+    assert trials[0]["metrics"]["train.refined"] >= at_own["metrics"]["train.refined"]
+
+
+def test_a_failed_trial_does_not_end_sweep_alpha(places, small, capsys):
+    _, workspace = places
+    run_job("sweep_alpha", *small, "--sweep.space", "dynamic.train.lr=0.003,1e30", "--sweep.images", "4")
+    out = capsys.readouterr().out
+    trials = json.loads((newest(workspace, "sweep_alpha") / "trials.json").read_text())
+    assert [t["state"] for t in trials] == ["finished", "failed"]
+    assert "lower the learning rate" in trials[1]["error"]
+    assert "the trial lr=1e+30 failed" in out
+    _, _, children = runs_below(workspace)
+    assert sorted(r.info.status for r in children) == ["FAILED", "FINISHED"]
+    done = next(r for r in children if r.info.status == "FINISHED")
+    assert {"dynamic.iou", "train.dynamic", "train.dynamic_crf", "dynamic.loss.main"} <= set(done.data.metrics)
+
+
+def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, tmp_path):
+    folder, before = places
+    workspace = tmp_path / "workspace"
+    shutil.copytree(before / "artifacts", workspace / "artifacts")
+    args = [*SMALL, "--data", str(folder), "--workspace", str(workspace)]
+    command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.space", "crf.iterations=1,2,3"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_ADDRESS": "local"}
+    options = dict(cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = subprocess.Popen([*command, "--sweep.parallel", "1"], **options)
+    deadline = time.monotonic() + 240
+    while not (kept := list(workspace.glob("sweeps/*/trials/*.json"))):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    _, parent, _ = runs_below(workspace)
+
+    second = subprocess.run([*command, "--sweep.resume"], **options, timeout=300)
+    assert second.returncode == 0, second.stdout
+    assert f"{len(kept)} trials are finished already" in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+    assert len(list(workspace.glob("sweeps/*/trials/*.json"))) == 3
+    _, again, children = runs_below(workspace)
+    assert again.info.run_id == parent.info.run_id
+    assert again.info.status == "FINISHED"
+    finished = [r.data.params["crf.iterations"] for r in children if r.info.status == "FINISHED"]
+    assert sorted(finished) == ["1", "2", "3"]
+    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
+
+
+def test_resuming_what_was_never_begun_is_refused(small):
+    with pytest.raises(SystemExit, match=r"--sweep\.resume: .* has no such sweep"):
+        run_job("sweep_crf", *small, "--sweep.space", "crf.iterations=7", "--sweep.resume")
+
+
+TRIAL = """
+import pickle, sys
+tracker, number = pickle.loads(bytes.fromhex(sys.argv[1])), int(sys.argv[2])
+from ssdd import config
+own = tracker.child(config.mini(), f"trial {number}")
+for step in range(30):
+    own.metrics({"dynamic.loss.main": 1 / (step + 1), "dynamic.iou": step}, step)
+own.tag("number", str(number))
+own.close(failed=False)
+"""
+
+
+@pytest.mark.parametrize("server", [True, False])
+def test_several_processes_write_to_one_store_at_once(tmp_path, monkeypatch, server):
+    import pickle
+
+    from ssdd.tracking import Tracker
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    running = None
+    try:
+        if server:
+            port = 5000 + os.getpid() % 1000
+            command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+            command += [
+                "--backend-store-uri",
+                uri,
+                "--artifacts-destination",
+                str(tmp_path / "files"),
+                "--workers",
+                "1",
+            ]
+            running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            uri = f"http://127.0.0.1:{port}"
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+            _wait_for(port, running)
+        else:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracker = Tracker(config.mini(), "sweep_alpha", tmp_path)
+        tracker.tag("sweep", "x")
+        sent = pickle.dumps(tracker).hex()
+        trials = [subprocess.Popen([sys.executable, "-c", TRIAL, sent, str(k)], cwd=ROOT) for k in range(3)]
+        assert [trial.wait(timeout=120) for trial in trials] == [0, 0, 0]
+        tracker.file(Path(__file__))
+        tracker.close(failed=False)
+        client, parent, children = runs_below(tmp_path, uri=uri)
+        assert sorted(r.data.tags["number"] for r in children) == ["0", "1", "2"]
+        for run in children:
+            assert len(client.get_metric_history(run.info.run_id, "dynamic.iou")) == 30
+        assert [a.path for a in client.list_artifacts(parent.info.run_id) if a.path.endswith(".py")]
+    finally:
+        if running is not None:
+            running.terminate()
+            running.wait(30)
+
+
+def _wait_for(port, process):
+    import socket
+
+    for _ in range(300):
+        assert process.poll() is None, "the server ended"
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError("no server")
