@@ -204,20 +204,31 @@ def finish(
         session.tracker.file(path)
     session.tracker.metrics(best.metrics)
     session.tracker.tag("best", space.label(best.point))
+    session.tracker.tag("mlflow.note.content", _markdown(outcome))  # the run's description
     session.console.line(f"best of the sweep {(folder / BEST).relative_to(session.workspace)}")
     return outcome
 
 
-def lines(outcome: Outcome, shown: int = 20) -> list[str]:
-    """The trials as a table for the terminal, the best ones first."""
+def _table(outcome: Outcome, shown: int) -> list[list[str]]:
     trials = outcome.trials
-    names = space.short_names(trials[0].point)
     columns = [m for m in trials[0].metrics if m == outcome.metric or not m.startswith("difference.")]
-    table = [[*names.values(), *columns, ""]]
+    table = [[*space.short_names(trials[0].point).values(), *columns, ""]]
     for trial in trials[:shown]:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.point.values()]
         scores = [f"{trial.metrics[c]:.2f}" if c in trial.metrics else "-" for c in columns]
         table.append([*values, *scores, "" if trial.state == "finished" else f"{trial.state} {trial.error}".strip()])
+    return table
+
+
+def _markdown(outcome: Outcome, shown: int = 20) -> str:
+    head, *rows = ("| " + " | ".join(line) + " |" for line in _table(outcome, shown))
+    rule = "|" + "---|" * (head.count("|") - 1)
+    return "\n".join([f"Best by {outcome.metric} first:", "", head, rule, *rows])
+
+
+def lines(outcome: Outcome, shown: int = 20) -> list[str]:
+    """The trials as a table for the terminal, the best ones first."""
+    trials, table = outcome.trials, _table(outcome, shown)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     out = [
         "  ".join(

@@ -25,7 +25,10 @@ class Tracker:
         self.uri = server or f"sqlite:///{workspace / 'mlflow.db'}"
         artifacts = None if server else (workspace / "mlartifacts").as_uri()
         found = self.client.get_experiment_by_name(experiment)
-        self.experiment_id = found.experiment_id if found else self.client.create_experiment(experiment, artifacts)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for one of prompts
+        self.experiment_id = (
+            found.experiment_id if found else self.client.create_experiment(experiment, artifacts, tags=kind)
+        )
         self.run_id = ""
         self.tags = {**registry.resolve_tags(), "job": job}
         self._start(config, job)
