@@ -91,6 +91,7 @@ def optimizer_for(net: Any, train: TrainConfig) -> torch.optim.SGD:
 class _Loop:
     """What a worker gets."""
 
+    name: str
     task: Task
     seed: int
     images: int
@@ -158,6 +159,7 @@ def _fit(
         epochs = range(first_epoch, train.epochs)
         mailbox = Mailbox()
         loop = _Loop(
+            name,
             task,
             session.config.seed,
             joined[0].rows,
@@ -390,7 +392,7 @@ class _Log:
         self._reset()
 
     def validated(self, step: int, net: nn.Module, workers: int) -> dict[str, float]:
-        """Mean IoU of the network, where it is to be scored after an epoch; all workers take part."""
+        """`NAME.iou` of the network, where it is to be scored after an epoch; all workers take part."""
         if self.loop.validate is None:
             return {}
         net.eval()
@@ -401,10 +403,10 @@ class _Log:
         net.train()
         matrix = ConfusionMatrix(len(counts))
         matrix.counts = counts.cpu().numpy()
-        metrics = {IOU: 100 * matrix.mean_iou()}
+        iou = 100 * matrix.mean_iou()
         if self.rank == 0:
-            self._send(step, metrics)
-        return metrics
+            self._send(step, {IOU: iou})
+        return {f"{self.loop.name}.{IOU}": iou}
 
     def _send(self, step: int, metrics: dict[str, float]) -> None:
         epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
