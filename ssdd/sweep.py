@@ -251,10 +251,16 @@ def _tuner(
     options: dict[str, Any] = dict(max_concurrent_trials=side_by_side)
     if rest is None:
         options |= dict(num_samples=count, search_alg=_searcher(config, chosen, kept))
-    if shared.kind.stops:
-        epochs = config.dynamic.train.epochs
+    earlier = config.dynamic.train.epochs - 1
+    if shared.kind.stops and earlier:
+        # Nothing is stopped at its last epoch: what follows is cheap.
         options["scheduler"] = ASHAScheduler(
-            time_attr="epoch", metric=config.sweep.metric, mode="max", max_t=epochs, reduction_factor=2
+            time_attr="epoch",
+            metric=config.sweep.metric,
+            mode="max",
+            max_t=earlier,
+            reduction_factor=2,
+            stop_last_trials=False,
         )
     # The trial itself only waits for its stages' processes, which may need every CPU; Tune wants it to hold something.
     trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"CPU": 0, "memory": 1})
