@@ -113,10 +113,10 @@ def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, i
         plan: the whole job's.
         cpus: of the cluster.
         wanted: parts.
-        gpu: GPUs of a worker, where the plan uses them; below 1, workers share one.
+        gpu: GPUs of a worker; below 1, parts with one worker each share them, where there are fewer GPUs than parts.
     """
-    if plan.use_gpu and gpu < 1:
-        plan = replace(plan, workers=plan.workers * int(1 / gpu), gpu=gpu)
+    if plan.use_gpu and wanted > plan.workers:
+        plan = replace(plan, workers=min(wanted, plan.workers * int(1 / gpu)), gpu=gpu)
     count = max(1, min(wanted, plan.workers))
     if count == 1:
         return plan, 1

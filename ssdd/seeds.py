@@ -1,7 +1,7 @@
 """Stage 1: PSA's seeds. Classifier -> CAM -> AffinityNet -> random walk: knowledge p^K0; its CRF: advice p^A0."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,13 @@ class Seeds:
     """Initialises the backbones of the later stages (sec. 5.1); None for masks that were given, see `start_of`."""
 
 
-def run(session: Session) -> Seeds:
-    """All of PSA, on the training list."""
+def run(session: Session, known: Seeds | None = None) -> Seeds:
+    """All of PSA, on the training list.
+
+    Args:
+        session: cluster, workspace, tracking.
+        known: seeds of a configuration that differs in `crf` alone: from their probabilities only the CRF is computed.
+    """
     config = session.config
     if config.knowledge is not None:
         raise ConfigError("--knowledge: this job makes PSA's seeds; refine given masks with ray_jobs/static.py")
@@ -77,32 +82,15 @@ def run(session: Session) -> Seeds:
     recipe = {"cams": cam_artifact, "affinity": affinity_net, "walk": walk, "crf": config.crf}
     infer = partial(
         data.infer,
-        [train.table, cams],
-        ["image", "presence", "cam"],
-        partial(WalkStage, config.network, config.seeds, affinity_net.path),
+        [train.table, known.table if known else cams],
+        ["image", "presence", "probs" if known else "cam"],
+        None if known else partial(WalkStage, config.network, config.seeds, affinity_net.path),
         partial(crf_rows.advise, config.crf),
         config.inference_batch,
         session.plan,
     )
     table, artifact = session.build_table("seeds", recipe, train.table.parts, SEED_SCHEMA, infer)
     return Seeds(train, table, artifact, classifier)
-
-
-def with_crf(session: Session, made: Seeds) -> Seeds:
-    """Knowledge as `made` has it, and the advice of this session's CRF; no network runs."""
-    crf = session.config.crf
-    infer = partial(
-        data.infer,
-        [made.images.table, made.table],
-        ["image", "presence", "probs"],
-        None,
-        partial(crf_rows.advise, crf),
-        session.config.inference_batch,
-        session.plan,
-    )
-    recipe = {"seeds": made.artifact, "crf": crf}
-    table, artifact = session.build_table("advised", recipe, made.table.parts, SEED_SCHEMA, infer)
-    return replace(made, table=table, artifact=artifact)
 
 
 def published(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Artifact | None]:

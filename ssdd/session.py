@@ -66,6 +66,11 @@ class Session(AbstractContextManager):
         other.config = config
         return other
 
+    def __copy__(self) -> "Session":
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         """For the process of a trial, which nobody stops but its end."""
         return {name: value for name, value in vars(self).items() if name != "stop"}

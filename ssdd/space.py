@@ -112,13 +112,15 @@ def grid(space: Space) -> list[Point]:
 
 
 def random(space: Space, count: int, seed: int) -> list[Point]:
-    """`count` points, each field drawn by itself, the same again for the same seed."""
+    """Up to `count` different points, each field drawn by itself, the same again for the same seed."""
     generator = np.random.default_rng(seed)
 
     def draw(values: tuple[Any, ...] | Range) -> Any:
         return values.at(generator.random()) if isinstance(values, Range) else values[generator.integers(len(values))]
 
-    return [{name: draw(values) for name, values in space.items()} for _ in range(count)]
+    drawn = ({name: draw(values) for name, values in space.items()} for _ in range(10 * count))
+    different = {tuple(point.values()): point for point in drawn}
+    return list(different.values())[:count]
 
 
 def checked(base: Config, point: Point) -> Config:

@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 RECIPE = "recipe.json"
+LOCKS = "locks"
 FORMAT = 3  # raise it whenever the same recipe would now give something else
 
 
@@ -46,10 +49,14 @@ class Store:
             make: fills an empty folder. If it raises, nothing is left behind under the artifact's name.
         """
         artifact = self.identify(name, recipe)
-        if not artifact.path.is_dir():
-            with self._aside(artifact) as folder:
-                make(folder)
-                write_text(folder / RECIPE, _canonical(recipe))
+        if artifact.path.is_dir():
+            return artifact
+        (self.workspace / LOCKS).mkdir(parents=True, exist_ok=True)
+        with FileLock(self.workspace / LOCKS / f"{artifact.path.name}.lock"):  # of trials that need the same, one works
+            if not artifact.path.is_dir():
+                with self._aside(artifact) as folder:
+                    make(folder)
+                    write_text(folder / RECIPE, _canonical(recipe))
         return artifact
 
     def identify(self, name: str, recipe: dict[str, Any]) -> Artifact:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from ssdd import cluster, space
+from ssdd import cluster, images, space
 from ssdd.config import Config, ConfigError, changes, parse, to_dict
 from ssdd.progress import Mailbox
 from ssdd.session import Session
@@ -46,6 +47,8 @@ class Kind:
     """What a trial gives; the first is maximised by default."""
     trial: Callable[[Session, Config], dict[str, float]]
     """One trial: its session, and the configuration of the sweep, whose tables all trials share."""
+    check: Callable[[Config], None]
+    """Refuses a configuration that cannot be swept."""
     prepare: Callable[[Session], None]
     """Makes what all trials share, and refuses data on which they cannot be measured."""
     figure: Callable[["Outcome"], Figure]
@@ -76,6 +79,7 @@ class Outcome:
     folder: Path
 
     def finished(self) -> list[Trial]:
+        """Those with every metric."""
         return [trial for trial in self.trials if trial.state == "finished"]
 
 
@@ -88,6 +92,7 @@ def read_config(kind: Kind, args: list[str] | None = None, description: str | No
         raise ConfigError(
             f"--sweep.metric {config.sweep.metric}: no trial gives it; it gives {', '.join(kind.metrics)}"
         )
+    kind.check(config)
     if config.sweep.search == "optuna":
         _optuna()
     for point in points(config, space_of(kind, config)) or []:
@@ -129,17 +134,18 @@ def run(session: Session, kind: Kind) -> Outcome:
     """
     config = session.config
     chosen = space_of(kind, config)
-    folder = open_folder(session, kind.name)
     kind.prepare(session)
+    folder = open_folder(session, kind.name)
     wanted = points(config, chosen)
     kept = _kept(folder)
     if kept:
-        session.console.line(f"{len(kept)} trials are finished already")
+        session.console.line(f"{len(kept)} trials have ended already")
     rest = None if wanted is None else [p for p in wanted if _key(p) not in kept]
     count = len(rest) if rest is not None else max(0, config.sweep.trials - len(kept))
     failed: list[Trial] = []
     if count:
-        limit = min(count, config.sweep.parallel or count)
+        whole = len(kept) + count  # so that a sweep that goes on has trainings of as many workers as before
+        limit = min(whole, config.sweep.parallel or whole)
         plan, side_by_side = cluster.lanes(session.plan, ray.cluster_resources()["CPU"], limit, config.sweep.gpu)
         session.console.line(f"{count} trials, {side_by_side} at a time; {kind.name} maximises {config.sweep.metric}")
         mailbox = Mailbox()
@@ -148,8 +154,9 @@ def run(session: Session, kind: Kind) -> Outcome:
         with mailbox.listen(session.console.line):
             results = _tuner(_Shared(part, kind, folder), rest, chosen, count, side_by_side, list(kept.values())).fit()
         session.tracker.end_children()
-        for k in range(len(results)):
-            failed += _unfinished(results[k], session)
+        failed = [_failed(result, session) for result in map(results.__getitem__, range(len(results))) if result.error]
+        if len(_kept(folder)) + len(failed) < whole:
+            raise SweepError("was interrupted; the same command with --sweep.resume goes on")
     metric = config.sweep.metric or ""
 
     def rank(trial: Trial) -> tuple[bool, float]:
@@ -194,9 +201,8 @@ def finish(
     best = finished[0]
     outcome = Outcome(name, metric, tuple(trials), space.checked(session.config, best.point), folder)
     head = f"# Best of {len(trials)} trials of {name}: {metric} {best.metrics[metric]:.2f}\n"
-    write_text(folder / BEST, head + yaml.safe_dump(changes(outcome.best), sort_keys=False))
-    record = [{"point": t.point, "metrics": t.metrics, "state": t.state, "error": t.error} for t in trials]
-    write_text(folder / "trials.json", json.dumps(record, indent=1))
+    write_text(folder / BEST, head + yaml.safe_dump(changes(_anywhere(outcome.best)), sort_keys=False))
+    write_text(folder / "trials.json", json.dumps([asdict(trial) for trial in trials], indent=1))
     figure = draw(outcome)
     figure.savefig(folder / f"{name}.png", dpi=110)
     session.tracker.figure(figure, name)
@@ -207,6 +213,11 @@ def finish(
     session.tracker.tag("mlflow.note.content", _markdown(outcome))  # the run's description
     session.console.line(f"best of the sweep {(folder / BEST).relative_to(session.workspace)}")
     return outcome
+
+
+def _anywhere(config: Config) -> Config:
+    """Its data by an absolute path."""
+    return replace(config, data=images.data_path(config))
 
 
 def _table(outcome: Outcome, shown: int) -> list[list[str]]:
@@ -246,6 +257,7 @@ def _tuner(
     shared: _Shared, rest: list[Point] | None, chosen: Space, count: int, side_by_side: int, kept: list[Trial]
 ) -> tune.Tuner:
     config = shared.session.config
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they mean here
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with it, Tune prints even if it is not to
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported below, a line each
     options: dict[str, Any] = dict(max_concurrent_trials=side_by_side)
@@ -268,7 +280,9 @@ def _tuner(
         trainable,
         param_space={} if rest is None else {"point": tune.grid_search(rest)},
         tune_config=tune.TuneConfig(**options),
-        run_config=tune.RunConfig(name="tune", storage_path=str(shared.folder), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(shared.folder), verbose=0, callbacks=[_KeepStopped(shared.folder, config)]
+        ),
     )
 
 
@@ -279,8 +293,7 @@ def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
     session, base = shared.session, shared.session.config
     with session.child(space.checked(base, point), space.label(point), session.plan) as own:
         metrics = shared.kind.trial(own, base)
-    record = {"point": point, "metrics": metrics}
-    write_text(shared.folder / TRIALS / f"{_key(point)}.json", json.dumps(record))
+    _keep(shared.folder, Trial(point, metrics))
     tune.report({**metrics, "epoch": base.dynamic.train.epochs})
 
 
@@ -288,24 +301,33 @@ def _key(point: Point) -> str:
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _keep(folder: Path, trial: Trial) -> None:
+    """A trial that need not run again."""
+    write_text(folder / TRIALS / f"{_key(trial.point)}.json", json.dumps(asdict(trial)))
+
+
 def _kept(folder: Path) -> dict[str, Trial]:
-    """The trials that have finished."""
-    records = {path.stem: json.loads(path.read_text()) for path in sorted((folder / TRIALS).glob("*.json"))}
-    return {key: Trial(record["point"], record["metrics"]) for key, record in records.items()}
+    return {path.stem: Trial(**json.loads(path.read_text())) for path in sorted((folder / TRIALS).glob("*.json"))}
 
 
-def _unfinished(result: Any, session: Session) -> list[Trial]:
-    """What Ray Tune has to say of a trial that did not come to its end."""
+class _KeepStopped(tune.Callback):
+    """Keeps a trial that was stopped for its metric; a finished one has kept itself."""
+
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.metric, self.epochs = folder, config.sweep.metric or "", config.dynamic.train.epochs
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        point, last = trial.config.get("point", trial.config), trial.last_result or {}
+        if _key(point) not in _kept(self.folder) and last.get("epoch", self.epochs) < self.epochs:
+            why = f"after epoch {last['epoch']}"
+            _keep(self.folder, Trial(point, {self.metric: last[self.metric]}, "stopped", why))
+
+
+def _failed(result: Any, session: Session) -> Trial:
     point = (result.config or {}).get("point", result.config)
-    if result.error is not None:
-        reason = str(result.error).strip().splitlines()[-1]
-        session.console.line(f"the trial {space.label(point)} failed: {reason}")
-        return [Trial(point, {}, "failed", reason)]
-    metric = session.config.sweep.metric or ""
-    last = (result.metrics or {}).get("epoch")
-    if last is None or last >= session.config.dynamic.train.epochs:
-        return []
-    return [Trial(point, {metric: result.metrics[metric]}, "stopped", f"after epoch {last}")]
+    reason = str(result.error).strip().splitlines()[-1]
+    session.console.line(f"the trial {space.label(point)} failed: {reason}")
+    return Trial(point, {}, "failed", reason)
 
 
 def _optuna() -> Any:
@@ -319,7 +341,8 @@ def _optuna() -> Any:
 def _searcher(config: Config, chosen: Space, kept: list[Trial]) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
-    distributions = _optuna().distributions
+    distributions, metric = _optuna().distributions, config.sweep.metric or ""
+    known = [t for t in kept if math.isfinite(t.metrics[metric])]
 
     def distribution(values: tuple[Any, ...] | space.Range) -> Any:
         if not isinstance(values, space.Range):
@@ -331,7 +354,7 @@ def _searcher(config: Config, chosen: Space, kept: list[Trial]) -> Any:
         space={name: distribution(values) for name, values in chosen.items()},
         metric=config.sweep.metric,
         mode="max",
-        seed=config.seed,
-        points_to_evaluate=[t.point for t in kept] or None,
-        evaluated_rewards=[t.metrics[config.sweep.metric or ""] for t in kept] or None,
+        seed=config.seed + len(kept),  # else it would propose what is known
+        points_to_evaluate=[t.point for t in known] or None,
+        evaluated_rewards=[t.metrics[metric] for t in known] or None,
     )

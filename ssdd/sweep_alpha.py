@@ -1,12 +1,10 @@
 """The sweep of the dynamic stage (sec. 4.2): alpha (eq. 14), biases, learning rate. Each trial is a training."""
 
-from dataclasses import replace
-
-from ssdd import dynamic, evaluate, figures, images, knowledge, static, training
+from ssdd import dynamic, evaluate, figures, knowledge, static, training
 from ssdd.config import Config, ConfigError
 from ssdd.session import Session
 from ssdd.sweep import Kind, Outcome
-from ssdd.sweep_crf import need_truth
+from ssdd.sweep_crf import measured, need_truth, not_reported
 
 IOU = f"dynamic.{training.IOU}"
 
@@ -17,30 +15,35 @@ def split_of(config: Config) -> str:
 
 
 def trial(session: Session, base: Config) -> dict[str, float]:
-    """A dynamic training, scored after each epoch; at its end the network is scored as the other jobs do it."""
-    scored = images.run(session, split_of(base), need_labels=False)
+    """A dynamic training, scored after each epoch; for comparison, the network is then scored as the plain job does."""
+    scored = measured(session, split_of(base))
     refined = static.run(session, knowledge.run(session))
     validate = dynamic.validation(base, scored)
     net = dynamic.run(session, refined, validate)
-    last = validate.mean_iou(dynamic.load_segmentation(base.network, validate.classes, net.path))
-    if not session.tracker.has_metric(IOU):  # the same training was there already
+    last = session.tracker.last(IOU)
+    if last is None:  # the same training was there already
+        last = validate.mean_iou(dynamic.load_segmentation(base.network, validate.classes, net.path))
         session.tracker.metrics({IOU: last})
-    with_split = session.with_config(replace(session.config, split=split_of(base)))
-    classes = scored.classes
-    scores = evaluate.score_models(with_split, scored, {"dynamic": net.path}, base.network, classes, split_of(base))
+    test = evaluate.open_split(session)
+    if test is None:
+        return {IOU: last}
+    scores = evaluate.score_models(session, test, {"dynamic": net.path}, base.network, scored.classes, base.split)
     return {IOU: last, **scores.mean}
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot be swept."""
+    not_reported(config, split_of(config))
+    if config.dynamic.weights:
+        raise ConfigError("--dynamic.weights: a sweep trains the dynamic stage; leave them out")
+    if any(text.startswith("dynamic.train.epochs") for text in config.sweep.space):
+        raise ConfigError("--sweep.space dynamic.train.epochs: trials are compared epoch by epoch; vary something else")
 
 
 def prepare(session: Session) -> None:
     """m^D0 of the training list."""
-    config = session.config
-    if split_of(config) == config.split:
-        raise ConfigError(
-            f"--split {config.split}: is reported, so that no trial may be chosen by it; see --sweep.split"
-        )
-    if config.dynamic.weights:
-        raise ConfigError("--dynamic.weights: a sweep trains the dynamic stage; leave them out")
-    need_truth(session, split_of(config))
+    need_truth(session, split_of(session.config))
+    evaluate.open_split(session)
     static.run(session, knowledge.run(session))
 
 
@@ -55,6 +58,7 @@ KIND = Kind(
     ("dynamic.",),
     (IOU,),
     trial,
+    check,
     prepare,
     figure,
     stops=True,

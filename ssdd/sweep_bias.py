@@ -10,12 +10,12 @@ import ray
 import torch
 
 from ssdd import data, figures, knowledge, maps, refine, static, sweep, voc
-from ssdd.config import BiasConfig, ConfigError
+from ssdd.config import BiasConfig, Config, ConfigError, parse
 from ssdd.metrics import ConfusionMatrix
 from ssdd.session import Session
 from ssdd.sweep import Kind, Outcome, Trial
 from ssdd.sweep_alpha import KIND as ALPHA
-from ssdd.sweep_crf import need_truth
+from ssdd.sweep_crf import measured_on_train, need_truth
 from ssdd.tables import Table, read_joined
 
 BIAS, BACKGROUND = "static.bias.bias", "static.bias.background"
@@ -30,8 +30,8 @@ def run(session: Session, kind: Kind) -> Outcome:
         return sweep.run(session, kind)
     wanted = sweep.points(config, sweep.space_of(kind, config))
     assert wanted is not None
-    folder = sweep.open_folder(session, kind.name)
     kind.prepare(session)
+    folder = sweep.open_folder(session, kind.name)
     refined = static.run(session, knowledge.run(session))
     tables = [refined.seeds.images.table, refined.seeds.table, refined.table]
     classes = len(refined.seeds.images.classes)
@@ -108,6 +108,13 @@ def _rest_of_confidence(
     return refine.confidence(d_k, d_a, k, a, vanished, 0.0, 0.0)[0].numpy()
 
 
+def check(config: Config) -> None:
+    """Refuse what cannot be swept."""
+    measured_on_train(config)
+    if config.sweep.search == "optuna":
+        raise ConfigError("--sweep.search optuna: every point of the static stage costs the same: use grid or random")
+
+
 def prepare(session: Session) -> None:
     """The training list must have true masks."""
     need_truth(session, session.config.train_split)
@@ -138,22 +145,15 @@ def kind(stage: str) -> Kind:
         (BIAS, BACKGROUND),
         (REFINED,),
         trial=_no_trial,
+        check=check,
         prepare=prepare,
         figure=heat_map,
     )
 
 
-def read_config(args: list[str] | None = None, description: str | None = None):
+def read_config(args: list[str] | None = None, description: str | None = None) -> Config:
     """As `sweep.read_config`, for the stage that the arguments name."""
-    from ssdd.config import parse
-
-    stage = parse(args, description).sweep.stage
-    config = sweep.read_config(kind(stage), args, description)
-    if stage == "static" and config.sweep.search == "optuna":
-        raise ConfigError(
-            "--sweep.search optuna: all points of the static stage cost the same pass: use grid or random"
-        )
-    return config
+    return sweep.read_config(kind(parse(args, description).sweep.stage), args, description)
 
 
 def _no_trial(session: Session, base: Any) -> dict[str, float]:

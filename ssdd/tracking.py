@@ -87,8 +87,9 @@ class Tracker:
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
 
-    def has_metric(self, name: str) -> bool:
-        return name in self.client.get_run(self.run_id).data.metrics
+    def last(self, name: str) -> float | None:
+        """The last value of a metric of this run; None if it has none."""
+        return self.client.get_run(self.run_id).data.metrics.get(name)
 
     def tag(self, name: str, value: str) -> None:
         self.client.set_tag(self.run_id, name, value)

@@ -39,6 +39,7 @@ def test_random_points_lie_in_the_space_and_come_again(seed, count):
     points = space.random(chosen, count, seed)
     assert points == space.random(chosen, count, seed)
     assert len(points) == count
+    assert len({tuple(p.items()) for p in points}) == count
     for point in points:
         assert 0.1 <= point["a"] <= 10
         assert point["b"] in ("x", "y")

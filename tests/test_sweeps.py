@@ -96,7 +96,7 @@ def test_a_failed_trial_does_not_end_sweep_alpha(places, small, capsys):
     _, _, children = runs_below(workspace)
     assert sorted(r.info.status for r in children) == ["FAILED", "FINISHED"]
     done = next(r for r in children if r.info.status == "FINISHED")
-    assert {"dynamic.iou", "train.dynamic", "train.dynamic_crf", "dynamic.loss.main"} <= set(done.data.metrics)
+    assert {"dynamic.iou", "val.dynamic", "val.dynamic_crf", "dynamic.loss.main"} <= set(done.data.metrics)
 
 
 def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, tmp_path):
@@ -120,7 +120,7 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, tmp_p
 
     second = subprocess.run([*command, "--sweep.resume"], **options, timeout=300)
     assert second.returncode == 0, second.stdout
-    assert f"{len(kept)} trials are finished already" in second.stdout
+    assert f"{len(kept)} trials have ended already" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == times
     assert len(list(workspace.glob("sweeps/*/trials/*.json"))) == 3
     _, again, children = runs_below(workspace)
