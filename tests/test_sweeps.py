@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -80,8 +81,8 @@ def test_sweep_bias_agrees_with_the_masks_themselves(places, small, capsys):
     point = {"static.bias.bias": own.bias, "static.bias.background": own.background}
     (at_own,) = [t for t in trials if t["point"] == point]
     run_job("static", *small)
-    shown = capsys.readouterr().out
-    assert f"train.refined   {at_own['metrics']['train.refined']:5.1f}" in shown
+    shown = re.findall(r"train\.refined +([\d.]+)", capsys.readouterr().out)[-1]
+    assert float(shown) == pytest.approx(at_own["metrics"]["train.refined"], abs=0.051)
     assert trials[0]["metrics"]["train.refined"] >= at_own["metrics"]["train.refined"]
 
 
@@ -104,7 +105,7 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, tmp_p
     workspace = tmp_path / "workspace"
     shutil.copytree(before / "artifacts", workspace / "artifacts")
     args = [*SMALL, "--data", str(folder), "--workspace", str(workspace)]
-    command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.space", "crf.iterations=1,2,3"]
+    command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.space", "crf.iterations=10,1"]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_ADDRESS": "local"}
     options = dict(cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first = subprocess.Popen([*command, "--sweep.parallel", "1"], **options)
@@ -122,12 +123,12 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, tmp_p
     assert second.returncode == 0, second.stdout
     assert f"{len(kept)} trials have ended already" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == times
-    assert len(list(workspace.glob("sweeps/*/trials/*.json"))) == 3
+    assert len(list(workspace.glob("sweeps/*/trials/*.json"))) == 2
     _, again, children = runs_below(workspace)
     assert again.info.run_id == parent.info.run_id
     assert again.info.status == "FINISHED"
     finished = [r.data.params["crf.iterations"] for r in children if r.info.status == "FINISHED"]
-    assert sorted(finished) == ["1", "2", "3"]
+    assert sorted(finished) == ["1", "10"]
     assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
 
 
