@@ -152,18 +152,13 @@ def run(session: Session, kind: Kind) -> Outcome:
         part = session.with_config(config)
         part.plan, part.console = plan, session.console.sent_to(mailbox)
         with mailbox.listen(session.console.line):
-            results = _tuner(_Shared(part, kind, folder), rest, chosen, count, side_by_side, list(kept.values())).fit()
+            grid = _tuner(_Shared(part, kind, folder), rest, chosen, count, side_by_side, list(kept.values())).fit()
         session.tracker.end_children()
-        failed = [_failed(result, session) for result in map(results.__getitem__, range(len(results))) if result.error]
-        if len(_kept(folder)) + len(failed) < whole:
+        results, kept = [grid[k] for k in range(len(grid))], _kept(folder)
+        failed = [_failed(result, session) for result in results if result.error]
+        if len(results) < count or any(_key(_point(r.config or {})) not in kept for r in results if not r.error):
             raise SweepError("was interrupted; the same command with --sweep.resume goes on")
-    metric = config.sweep.metric or ""
-
-    def rank(trial: Trial) -> tuple[bool, float]:
-        return trial.state == "finished", trial.metrics.get(metric, -1.0)
-
-    trials = sorted([*_kept(folder).values(), *failed], key=rank, reverse=True)
-    return finish(session, kind.name, folder, trials, kind.figure)
+    return finish(session, kind.name, folder, [*kept.values(), *failed], kind.figure)
 
 
 def open_folder(session: Session, name: str) -> Path:
@@ -193,8 +188,18 @@ def open_folder(session: Session, name: str) -> Path:
 def finish(
     session: Session, name: str, folder: Path, trials: list[Trial], draw: Callable[[Outcome], Figure]
 ) -> Outcome:
-    """Write `best.yaml`, `trials.json` and the figure of a sweep, and put all of it into its MLflow run."""
+    """Write `best.yaml`, `trials.json` and the figure of a sweep, and put all of it into its MLflow run.
+
+    Raises:
+        SweepError: no trial has finished.
+    """
     metric = session.config.sweep.metric or ""
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        value = trial.metrics.get(metric, math.nan)
+        return trial.state == "finished", value if math.isfinite(value) else -1.0
+
+    trials = sorted(trials, key=rank, reverse=True)
     finished = [t for t in trials if t.state == "finished"]
     if not finished:
         raise SweepError(f"all {len(trials)} trials failed; the first: {trials[0].error if trials else 'none ran'}")
@@ -289,12 +294,17 @@ def _tuner(
 def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
     """One trial, in a process of its own."""
     cluster.quiet()
-    point = chosen.get("point", chosen)
+    point = _point(chosen)
     session, base = shared.session, shared.session.config
     with session.child(space.checked(base, point), space.label(point), session.plan) as own:
         metrics = shared.kind.trial(own, base)
     _keep(shared.folder, Trial(point, metrics))
     tune.report({**metrics, "epoch": base.dynamic.train.epochs})
+
+
+def _point(chosen: dict[str, Any]) -> Point:
+    """Of what Ray Tune chose: one point of a list, or a value for each field."""
+    return chosen.get("point", chosen)
 
 
 def _key(point: Point) -> str:
@@ -317,14 +327,14 @@ class _KeepStopped(tune.Callback):
         self.folder, self.metric, self.epochs = folder, config.sweep.metric or "", config.dynamic.train.epochs
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        point, last = trial.config.get("point", trial.config), trial.last_result or {}
+        point, last = _point(trial.config), trial.last_result or {}
         if _key(point) not in _kept(self.folder) and last.get("epoch", self.epochs) < self.epochs:
             why = f"after epoch {last['epoch']}"
             _keep(self.folder, Trial(point, {self.metric: last[self.metric]}, "stopped", why))
 
 
 def _failed(result: Any, session: Session) -> Trial:
-    point = (result.config or {}).get("point", result.config)
+    point = _point(result.config or {})
     reason = str(result.error).strip().splitlines()[-1]
     session.console.line(f"the trial {space.label(point)} failed: {reason}")
     return Trial(point, {}, "failed", reason)
