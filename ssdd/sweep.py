@@ -45,8 +45,9 @@ class Kind:
     """Fields that change something here, or beginnings of their names."""
     metrics: tuple[str, ...]
     """What a trial gives; the first is maximised by default."""
-    trial: Callable[[Session, Config], dict[str, float]]
-    """One trial: its session, and the configuration of the sweep, whose tables all trials share."""
+    trial: Callable[[Session, Config], dict[str, float]] | None
+    """One trial: its session, and the configuration of the sweep, whose tables all trials share. None: see
+    `sweep_bias.run`."""
     check: Callable[[Config], None]
     """Refuses a configuration that cannot be swept."""
     prepare: Callable[[Session], None]
@@ -294,6 +295,7 @@ def _tuner(
 def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
     """One trial, in a process of its own."""
     cluster.quiet()
+    assert shared.kind.trial is not None
     point = _point(chosen)
     session, base = shared.session, shared.session.config
     with session.child(space.checked(base, point), space.label(point), session.plan) as own:

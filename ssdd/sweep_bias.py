@@ -143,7 +143,7 @@ def kind(stage: str) -> Kind:
         (f"{BIAS}={_STEPS}", f"{BACKGROUND}={_STEPS}"),
         (BIAS, BACKGROUND),
         (REFINED,),
-        trial=_no_trial,
+        trial=None,
         check=check,
         prepare=prepare,
         figure=heat_map,
@@ -153,7 +153,3 @@ def kind(stage: str) -> Kind:
 def read_config(args: list[str] | None = None, description: str | None = None) -> Config:
     """As `sweep.read_config`, for the stage that the arguments name."""
     return sweep.read_config(kind(parse(args, description).sweep.stage), args, description)
-
-
-def _no_trial(session: Session, base: Any) -> dict[str, float]:
-    raise NotImplementedError("the static stage's points need no trials")

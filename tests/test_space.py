@@ -112,3 +112,21 @@ def test_a_bad_configuration_file_is_named(tmp_path, text, message):
     assert str(path) in str(caught.value)
     with pytest.raises(ConfigError, match="No such file"):
         parse(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_optuna_proposes_what_it_does_not_know_yet():
+    config = sweep.read_config(
+        sweep_alpha.KIND,
+        ["--sweep.search", "optuna", "--sweep.space", "dynamic.alpha=0:1", "dynamic.train.batch-size=2:8"],
+    )
+    chosen = sweep.space_of(sweep_alpha.KIND, config)
+    first = sweep._searcher(config, chosen, [])
+    points = [first.suggest(str(k)) for k in range(3)]
+    for point in points:
+        assert 0 <= point["dynamic.alpha"] <= 1
+        assert point["dynamic.train.batch_size"] in range(2, 9)
+        space.checked(config, point)
+    kept = [sweep.Trial(point, {"dynamic.iou": float(k)}) for k, point in enumerate(points)]
+    kept.append(sweep.Trial({"dynamic.alpha": 0.5, "dynamic.train.batch_size": 2}, {"dynamic.iou": float("nan")}))
+    again = sweep._searcher(config, chosen, kept)
+    assert all(again.suggest(str(k)) not in points for k in range(3))
