@@ -66,45 +66,47 @@ def count(
     sums = {b: np.array([bias + b * background for bias, background in biases], np.float32) for b in (-1, 0, 1)}
     order = {b: np.argsort(s, kind="stable") for b, s in sums.items()}
     cells = classes * classes
-    # By rank: what the pixels that turn to advice there bring, and what they take away.
-    turning = {b: np.zeros((len(biases) + 1, cells), np.int64) for b in sums}
+    # Of the pixels that turn to advice: their rank and cell with advice, and with knowledge.
+    turning: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {b: [] for b in sums}
     agreed = np.zeros(cells, np.int64)
     columns = ["presence", "truth", "knowledge", "advice", "d_knowledge", "d_advice"]
     for row in read_joined(tables, part, columns):
         if row["truth"] is None:
             continue
-        truth, knowledge_, advice = (voc.read_mask(row[n]).astype(np.int64) for n in ("truth", "knowledge", "advice"))
+        truth, known, advised = (voc.read_mask(row[n]) for n in ("truth", "knowledge", "advice"))
         valid = truth < classes
         # As if no advice were taken at all.
-        agreed += np.bincount(truth[valid] * classes + knowledge_[valid], minlength=cells)
-        differ = valid & (knowledge_ != advice)
-        gap = _rest_of_confidence(row, knowledge_, advice, classes, own)[differ]
-        t, k, a = truth[differ] * classes, knowledge_[differ], advice[differ]
+        agreed += np.bincount(truth[valid] * np.int64(classes) + known[valid], minlength=cells)
+        differ = valid & (known != advised)
+        gap = _rest_of_confidence(row, known, advised, differ, classes, own)
+        t, k, a = truth[differ] * np.int64(classes), known[differ], advised[differ]
         side = (a == 0).astype(int) - (k == 0)
-        for b, table in turning.items():
+        for b, pixels in turning.items():
             of = side == b
             rank = np.searchsorted(sums[b][order[b]], -gap[of], side="left")
             where = rank * cells + t[of]
-            table += np.bincount(where + a[of], minlength=table.size).reshape(table.shape)
-            table -= np.bincount(where + k[of], minlength=table.size).reshape(table.shape)
-    counts = np.repeat(agreed[None], len(biases), 0)
-    for b, table in turning.items():
-        counts[order[b]] += table.cumsum(0)[:-1]
+            pixels.append((where + a[of], where + k[of]))
+    counts, ends = np.repeat(agreed[None], len(biases), 0), (len(biases) + 1) * cells
+    for b, pixels in turning.items():
+        if pixels:
+            brought, taken = (np.bincount(np.concatenate(p), minlength=ends) for p in zip(*pixels, strict=True))
+            counts[order[b]] += (brought - taken).reshape(-1, cells).cumsum(0)[:-1]
     return counts.reshape(-1, classes, classes)
 
 
 def _rest_of_confidence(
-    row: dict[str, Any], knowledge_: np.ndarray, advice: np.ndarray, classes: int, own: BiasConfig
+    row: dict[str, Any], known: np.ndarray, advised: np.ndarray, where: np.ndarray, classes: int, own: BiasConfig
 ) -> np.ndarray:
-    """Eq. 3 without the biases that are swept: d^K - d^A and the presence part, float32 (H, W)."""
-    k, a = torch.from_numpy(knowledge_)[None], torch.from_numpy(advice)[None]
-    d_k, d_a = (
-        torch.from_numpy(maps.resize(maps.unpack_unit(row[n]), knowledge_.shape))[None]
-        for n in ("d_knowledge", "d_advice")
-    )
+    """Eq. 3 without the biases that are swept, d^K - d^A and the presence part, at some pixels: float32 (P,)."""
     presence = torch.from_numpy(data.presence_vector(row["presence"], classes))[None]
+    k, a = (torch.from_numpy(mask)[None] for mask in (known, advised))
     vanished = refine.vanished(k, a, presence, own.vanish_ratio) & own.presence
-    return refine.confidence(d_k, d_a, k, a, vanished, 0.0, 0.0)[0].numpy()
+    d_k, d_a = (
+        torch.from_numpy(maps.resize(maps.unpack_unit(row[name]), known.shape)[where])[None]
+        for name in ("d_knowledge", "d_advice")
+    )
+    at = torch.from_numpy(where)[None]
+    return refine.confidence(d_k, d_a, k[at][None], a[at][None], vanished, 0.0, 0.0)[0].numpy()
 
 
 def check(config: Config) -> None:
