@@ -71,9 +71,7 @@ class Validation:
 
     def mean_iou(self, net: SegmentationNet) -> float:
         """In percent, over all of the images."""
-        matrix = ConfusionMatrix(self.classes)
-        matrix.counts = self(net)
-        return 100 * matrix.mean_iou()
+        return 100 * ConfusionMatrix.of(self(net)).mean_iou()
 
     def _batches(self, rank: int, workers: int) -> Iterator[list[Row]]:
         seen = 0

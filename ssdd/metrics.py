@@ -16,6 +16,13 @@ class ConfusionMatrix:
         self.ignore_index = ignore_index
         self.counts = np.zeros((num_classes, num_classes), np.int64)
 
+    @classmethod
+    def of(cls, counts: np.ndarray) -> "ConfusionMatrix":
+        """With counts (C, C) that were summed elsewhere."""
+        matrix = cls(len(counts))
+        matrix.counts = counts
+        return matrix
+
     def update(self, prediction, target) -> None:
         """Count the pixels of integer masks of equal shape.
 

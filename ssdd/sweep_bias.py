@@ -46,11 +46,8 @@ def run(session: Session, kind: Kind) -> Outcome:
         (done,), open_ = ray.wait(open_)
         totals += ray.get(done)
         show(parts - len(open_), parts)
-    trials = []
-    for point, counts in zip(wanted, totals, strict=True):
-        matrix = ConfusionMatrix(classes)
-        matrix.counts = counts
-        trials.append(Trial(point, {REFINED: 100 * matrix.mean_iou()}))
+    iou = [100 * ConfusionMatrix.of(counts).mean_iou() for counts in totals]
+    trials = [Trial(point, {REFINED: value}) for point, value in zip(wanted, iou, strict=True)]
     return sweep.finish(session, kind.name, folder, trials, kind.figure)
 
 

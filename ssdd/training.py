@@ -401,9 +401,7 @@ class _Log:
             if workers > 1:
                 torch.distributed.all_reduce(counts)
         net.train()
-        matrix = ConfusionMatrix(len(counts))
-        matrix.counts = counts.cpu().numpy()
-        iou = 100 * matrix.mean_iou()
+        iou = 100 * ConfusionMatrix.of(counts.cpu().numpy()).mean_iou()
         if self.rank == 0:
             self._send(step, {IOU: iou})
         return {f"{self.loop.name}.{IOU}": iou}
