@@ -126,6 +126,13 @@ def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, i
     return replace(plan, unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks), count
 
 
+def training_environment() -> dict[str, Any]:
+    """The runtime environment of the tasks of a training: Ray takes a process that has it already, if there is one."""
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate  # no public name, and a driver's matter
+
+    return {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}}
+
+
 def in_job() -> bool:
     """Whether this process is the entry point of a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -134,12 +141,17 @@ def in_job() -> bool:
 def connect(config: Config) -> Plan:
     """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # sees that a training has ended
     options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
     if not ray.is_initialized():
-        if config.num_cpus is not None and not os.environ.get("RAY_ADDRESS"):
+        own_size = config.num_cpus is not None and os.environ.get("RAY_ADDRESS") in (None, "", "local")
+        address = "local" if own_size else find_cluster()
+        if address == "local":
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
+        if own_size:
             ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)
         else:
-            ray.init(find_cluster(), **options)
+            ray.init(address, **options)
     if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
         raise ResourceError(
             f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "

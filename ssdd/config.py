@@ -188,10 +188,12 @@ class EvaluateConfig:
 class StepConfig:
     """How a training step runs: what changes its speed and memory, but beyond rounding not its result."""
 
-    crf: Literal["actors", "inline", "exact"] = "actors"
+    crf: Literal["actors", "inline", "exact"] | None = None
     """The CRF of the dynamic stage's iterations. actors: pydensecrf on a pool of Ray CPU actors, beside the network;
     inline: in the training process, image by image, as in the published code; exact: without pydensecrf's
-    approximation, on the training's device, which should be a GPU (its masks differ a little: it trains anew)."""
+    approximation, on the training's device, which should be a GPU (its masks differ a little: it trains anew).
+    Default: inline where a training worker has no more than one core for itself and no GPU, so that nothing would be
+    idle meanwhile; actors everywhere else."""
     parts: int | None = None
     """With CRF actors, a worker's batch goes through the network in so many parts: one's CRF runs beside the others.
     Default: 4 on GPUs; 1 on CPUs, which are slower with few images at once and have work for every core anyway."""
@@ -202,6 +204,10 @@ class StepConfig:
     """Networks in bfloat16 where torch's autocast deems it safe. Default: on GPUs that compute in it."""
     compile: bool = False
     """Compile the backbone with torch.compile: pays off in long trainings on GPUs."""
+
+    def crf_of(self, threads: int, on_gpu: bool) -> Literal["actors", "inline", "exact"]:
+        """The CRF of a training whose workers have so many threads each, or GPUs."""
+        return self.crf or ("actors" if on_gpu or threads > 1 else "inline")
 
     def parts_of(self, batch: int, elsewhere: bool, on_gpu: bool) -> tuple[int, int]:
         """Images in a part of a worker's batch, and parts that may be ahead of the first one's backward pass.
@@ -283,6 +289,8 @@ class Config:
     """The image list that is trained on (ImageSets/Segmentation/*.txt)."""
     split: str = "val"
     """The image list that the models are scored on."""
+    skip_broken: bool = False
+    """Leave out images with a broken or missing file, mask or label, and list them, instead of refusing the list."""
     seed: int = 0
     rounds: int = 1
     """Static and dynamic refinement once more, on the dynamic network's own masks and their CRF, for each above 1."""

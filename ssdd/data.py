@@ -14,7 +14,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockAccessor, BlockMetadata
 
-from ssdd import tables, voc
+from ssdd import cluster, tables, voc
 from ssdd.cluster import Plan
 from ssdd.config import AugmentConfig
 from ssdd.tables import Row, Table
@@ -76,10 +76,10 @@ def samples(joined: list[Table], sampling: Sampling, epochs: range, seed: int, p
 def warm_up(plan: Plan) -> None:
     """Start the processes that will read samples, and their imports, while a trainer still starts its workers."""
     for _ in range(plan.data_tasks):
-        _import_transforms.options(num_cpus=plan.unit, scheduling_strategy="SPREAD").remote()
+        _import_transforms.options(runtime_env=cluster.training_environment()).remote()
 
 
-@ray.remote
+@ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
 def _import_transforms() -> None:
     import ssdd.transforms  # noqa: F401
 

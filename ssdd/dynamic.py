@@ -92,7 +92,7 @@ def validation(config: Config, scored: Images) -> Validation:
 
 
 def run(session: Session, refined: Refined, validate: Validation | None = None) -> Artifact:
-    """Train SSDD's segmentation network; every iteration's CRF runs on a pool of Ray CPU actors.
+    """Train SSDD's segmentation network, with a CRF in every iteration, as `step.crf` says where.
 
     Args:
         session: cluster, workspace, tracking.
@@ -110,10 +110,11 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
         "dynamic": config.dynamic,
         "seed": config.seed,
     }
-    if config.step.crf == "exact":
+    crf = config.step.crf_of(session.plan.threads, session.plan.use_gpu)
+    if crf == "exact":
         recipe["crf"] = "exact"
     needed = 0
-    if config.step.crf == "actors" and not session.has("dynamic", recipe):
+    if crf == "actors" and not session.has("dynamic", recipe):
         needed = min(session.plan.crf_actors, config.dynamic.train.batch_size)
     pool = CRFPool(needed, session.plan.unit, session.plan.crf_environment)
     params = config.dynamic.crf
@@ -123,7 +124,7 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
         "exact": ExactCRF(params),
     }
     try:
-        task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, backends[config.step.crf])
+        task = DynamicTask(config.network, config.dynamic, len(made.images.classes), start, backends[crf])
         tables = [made.images.table, refined.table]
         return training.run(session, "dynamic", recipe, task, tables, validate)  # type: ignore[arg-type]
     finally:

@@ -1,18 +1,17 @@
 """Stage 0: a checked image list as a table: encoded image, image-level labels and, for evaluation, the true mask."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ssdd import synthetic, voc
+from ssdd import data, synthetic, voc
 from ssdd.config import Config, ConfigError
 from ssdd.session import Session, resolve
 from ssdd.store import Artifact
-from ssdd.tables import Row, Table, cut
-from ssdd.voc import VOCFolder
+from ssdd.tables import Row, Table, cut, open_table, write_table
+from ssdd.voc import Record, VOCFolder
 
 SCHEMA = pa.schema(
     [
@@ -22,6 +21,9 @@ SCHEMA = pa.schema(
         ("truth", pa.binary()),
     ]
 )
+
+
+SKIPPED = "skipped.txt"
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,46 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
     """The table of one image list: `image_id`, `image` (file bytes), `presence` (foreground classes), `truth`.
 
     Raises:
-        voc.DataError: lists everything that is wrong with the folder, before anything else runs.
+        voc.DataError: lists everything that is wrong with the folder, before anything else runs. With `skip_broken`,
+            images that something is wrong with are left out instead, and listed in the artifact.
     """
     folder = open_data(session)
+    name, skip = f"images-{split}", session.config.skip_broken
     recipe = {
         "files": voc.fingerprint(folder, split),
         "classes": folder.classes,
         "labels": need_labels,
         "part_size": session.config.part_size,
-    }
+    } | ({"skip_broken": True} if skip else {})
 
-    def rows() -> Iterator[Row]:
-        for record in voc.load_records(folder, split, need_labels=need_labels):
-            yield {
-                "image_id": record.image_id,
-                "image": record.image_path.read_bytes(),
-                "presence": record.presence,
-                "truth": record.mask_path.read_bytes() if record.mask_path else None,
-            }
+    def make(path: Path) -> None:
+        records, problems = voc.sound_records(folder, split, need_labels=need_labels)
+        title = f"{folder.root}, split {split!r}"
+        if problems and not (skip and records):
+            raise voc.listing(title, problems)
+        if problems:
+            (path / SKIPPED).write_text(f"{voc.listing(title, problems, shown=len(problems))}\n")
+        # In random order: what users number by class must not come class by class.
+        order = np.random.default_rng(0).permutation(len(records))
+        parts = cut([records[i].image_id for i in order], session.config.part_size)
+        rows = data.counted(map(_row, records), len(records), session.console.stage(name))
+        write_table(path, parts, SCHEMA, rows)
 
-    # In random order: what users number by class must not come class by class.
-    ids = voc.read_split(folder, split)
-    parts = cut([ids[i] for i in np.random.default_rng(0).permutation(len(ids))], session.config.part_size)
-    table, artifact = session.build_table(f"images-{split}", recipe, parts, SCHEMA, rows)
+    artifact = session.build(name, recipe, make)
+    table = open_table(artifact.path)
+    skipped = artifact.path / SKIPPED
+    if skipped.exists():
+        count = len(voc.read_split(folder, split)) - table.rows
+        where = skipped.relative_to(session.workspace)
+        session.console.line(f"[{name}] {count} images left out, {table.rows} remain; why: {where}")
+        session.tracker.metrics({f"skipped.{split}": count})
     return Images(table, artifact, folder.classes)
+
+
+def _row(record: Record) -> Row:
+    return {
+        "image_id": record.image_id,
+        "image": record.image_path.read_bytes(),
+        "presence": record.presence,
+        "truth": record.mask_path.read_bytes() if record.mask_path else None,
+    }

@@ -27,6 +27,7 @@ from ssdd.store import write_text
 STATE = "sweep.json"
 BEST = "best.yaml"
 TRIALS = "trials"
+EPOCHS = "dynamic.train.epochs"
 
 
 class SweepError(RuntimeError):
@@ -96,7 +97,10 @@ def read_config(kind: Kind, args: list[str] | None = None, description: str | No
     kind.check(config)
     if config.sweep.search == "optuna":
         _optuna()
-    for point in points(config, space_of(kind, config)) or []:
+    chosen = space_of(kind, config)
+    if kind.stops and EPOCHS in chosen:
+        raise ConfigError(f"--sweep.space {EPOCHS}: trials are compared epoch by epoch; vary something else")
+    for point in points(config, chosen) or []:
         space.checked(config, point)
     return config
 
@@ -313,9 +317,13 @@ def _key(point: Point) -> str:
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _file(folder: Path, point: Point) -> Path:
+    return folder / TRIALS / f"{_key(point)}.json"
+
+
 def _keep(folder: Path, trial: Trial) -> None:
     """A trial that need not run again."""
-    write_text(folder / TRIALS / f"{_key(trial.point)}.json", json.dumps(asdict(trial)))
+    write_text(_file(folder, trial.point), json.dumps(asdict(trial)))
 
 
 def _kept(folder: Path) -> dict[str, Trial]:
@@ -330,7 +338,7 @@ class _KeepStopped(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         point, last = _point(trial.config), trial.last_result or {}
-        if _key(point) not in _kept(self.folder) and last.get("epoch", self.epochs) < self.epochs:
+        if not _file(self.folder, point).exists() and last.get("epoch", self.epochs) < self.epochs:
             why = f"after epoch {last['epoch']}"
             _keep(self.folder, Trial(point, {self.metric: last[self.metric]}, "stopped", why))
 

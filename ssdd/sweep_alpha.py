@@ -36,8 +36,6 @@ def check(config: Config) -> None:
     not_reported(config, split_of(config))
     if config.dynamic.weights:
         raise ConfigError("--dynamic.weights: a sweep trains the dynamic stage; leave them out")
-    if any(text.startswith("dynamic.train.epochs") for text in config.sweep.space):
-        raise ConfigError("--sweep.space dynamic.train.epochs: trials are compared epoch by epoch; vary something else")
 
 
 def prepare(session: Session) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -171,8 +172,7 @@ def _fit(
             validate,
         )
         trainer = TorchTrainer(
-            _train,
-            train_loop_config={"loop": loop},
+            partial(_train, loop),  # Ray's controller unpacks a train_loop_config, and so would import torch and timm
             scaling_config=ScalingConfig(
                 num_workers=plan.workers, use_gpu=plan.use_gpu, resources_per_worker=plan.network_resources
             ),
@@ -292,9 +292,8 @@ def _last_checkpoint(runs: Path) -> tuple[int, Path | None]:
     return max(found, default=(0, None))
 
 
-def _train(config: dict[str, Any]) -> None:
+def _train(loop: _Loop) -> None:
     """The training loop, in each worker."""
-    loop: _Loop = config["loop"]
     task, train = loop.task, loop.task.train
     context = ray.train.get_context()
     workers, rank = context.get_world_size(), context.get_world_rank()

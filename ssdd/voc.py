@@ -74,17 +74,17 @@ def _fault(kind: str, detail: str) -> DataError:
     return error
 
 
-def _listing(title: str, problems: Sequence[_Problem]) -> DataError:
-    """One error for all `problems`, grouped by kind."""
+def listing(title: str, problems: Sequence[_Problem], shown: int = _SHOWN_PER_KIND) -> DataError:
+    """One error for all `problems`, grouped by kind; its message has at most `shown` of a kind."""
     groups: dict[str, list[str]] = defaultdict(list)
     for kind, detail in problems:
         groups[kind].append(detail)
     lines = [f"{title}: {len(problems)} problem{'s' if len(problems) > 1 else ''}"]
     for kind, details in groups.items():
         lines.append(f"{kind} ({len(details)}): {_REMEDIES[kind]}")
-        lines += [f"  - {detail}" for detail in details[:_SHOWN_PER_KIND]]
-        if len(details) > _SHOWN_PER_KIND:
-            lines.append(f"  ... and {len(details) - _SHOWN_PER_KIND} more")
+        lines += [f"  - {detail}" for detail in details[:shown]]
+        if len(details) > shown:
+            lines.append(f"  ... and {len(details) - shown} more")
     error = DataError("\n".join(lines))
     error.problems = tuple(problems)
     return error
@@ -184,7 +184,7 @@ def read_split(folder: VOCFolder, split: str) -> list[str]:
             problems.append(("duplicate id", f"{where}: {image_id!r}"))
         seen.add(image_id)
     if problems:
-        raise _listing(f"{folder.root}, split {split!r}", problems)
+        raise listing(f"{folder.root}, split {split!r}", problems)
     return [image_id for _, image_id in entries]
 
 
@@ -221,15 +221,23 @@ def load_records(
     `need_labels` they are not read and `presence` is empty. A mask that exists is checked, needed or not.
     Raises one DataError that lists every problem of every id.
     """
+    records, problems = sound_records(folder, split, need_labels=need_labels, need_masks=need_masks, workers=workers)
+    if problems:
+        raise listing(f"{folder.root}, split {split!r}", problems)
+    return records
+
+
+def sound_records(
+    folder: VOCFolder, split: str, *, need_labels: bool = True, need_masks: bool = False, workers: int = 8
+) -> tuple[list[Record], list[_Problem]]:
+    """The records of `load_records` that have no problem, and the problems of the others, for `listing`."""
     ids = read_split(folder, split)
     rows = _read_rows(folder._csv()) if need_labels and folder._csv().exists() else None
     checker = _Checker(folder, folder._images(), rows, need_labels, need_masks)
     with ThreadPoolExecutor(workers) as pool:  # Pillow lets go of the GIL while it decodes
         checked = list(pool.map(checker.check, ids))
     problems = [problem for _, found in checked for problem in found]
-    if problems:
-        raise _listing(f"{folder.root}, split {split!r}", problems)
-    return [record for record, _ in checked]
+    return [record for record, found in checked if not found], problems
 
 
 _Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: its lines' numbers and cells
@@ -394,7 +402,7 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], *places: Path, workers: in
     with ThreadPoolExecutor(workers) as pool:
         problems = [problem for found in pool.map(check, itertools.chain(*paths)) for problem in found]
     if problems:
-        raise _listing(", ".join(map(str, places)), problems)
+        raise listing(", ".join(map(str, places)), problems)
     return paths
 
 

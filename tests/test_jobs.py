@@ -15,7 +15,7 @@ import ray
 import torch
 from small import ROOT, SMALL, run_job
 
-from ssdd import cluster, config, data, pool, seeds, synthetic, training, voc
+from ssdd import cluster, config, data, images, pool, seeds, synthetic, training, voc
 from ssdd.batch_crf import ActorCRF
 from ssdd.crf import CRFParams
 from ssdd.dynamic import DynamicTask
@@ -215,6 +215,30 @@ def test_masks_that_do_not_fit_are_listed_before_anything_is_trained(places, two
     assert f"{first}.png" in str(error.value)
     assert f"{second}.png: size 3x3, but the image has" in str(error.value)
     assert not list((tmp_path / "w" / "artifacts").glob("static-*"))
+
+
+def test_broken_images_are_refused_or_with_a_flag_left_out_and_listed(places, tmp_path, capsys):
+    folder = synthetic.generate(tmp_path / "data", train=6, val=2, seed=3)
+    (folder / "JPEGImages" / "train_0001.jpg").write_bytes(
+        (folder / "JPEGImages" / "train_0000.jpg").read_bytes()[:-90]
+    )
+    (folder / "SegmentationClass" / "train_0004.png").write_bytes(voc.encode_mask(np.full((3, 3), 200, np.uint8)))
+    args = [*SMALL, "--data", str(folder), "--workspace", str(tmp_path / "w")]
+    with Session(config.parse(args), "refused") as session, pytest.raises(voc.DataError, match="2 problems"):
+        images.run(session, "train")
+    assert not list((tmp_path / "w" / "artifacts").glob("images-*"))
+    with Session(config.parse([*args, "--skip-broken"]), "skipping") as session:
+        found = images.run(session, "train")
+        images.run(session, "train")
+    assert sorted(row["image_id"] for row in found.table) == [f"train_000{k}" for k in (0, 2, 3, 5)]
+    text = (found.artifact.path / images.SKIPPED).read_text()
+    assert "train_0001.jpg: image file is truncated" in text
+    assert "train_0004.png: size 3x3" in text
+    assert capsys.readouterr().out.count("[images-train] 2 images left out, 4 remain") == 2
+    for path in (folder / "JPEGImages").iterdir():
+        path.write_bytes(b"")
+    with Session(config.parse([*args, "--skip-broken"]), "nothing") as session, pytest.raises(voc.DataError):
+        images.run(session, "train")
 
 
 @pytest.mark.parametrize("flag", ["--static.weights", "--dynamic.weights"])

@@ -55,6 +55,7 @@ BAD = [
     (sweep_crf.KIND, ["crf.iterations=1,2", "crf.iterations=3"], "second time"),
     (sweep_crf.KIND, ["seeds.alpha-low=1,2"], "is not what this sweep varies: crf, static"),
     (sweep_crf.KIND, ["crf.gaussian-weight=1:3"], "a grid needs values"),
+    (sweep_alpha.KIND, ["dynamic.train.epochs=1,2"], "epoch by epoch"),
     (sweep_alpha.KIND, ["dynamic.alpha=0,1.5"], "must lie in 0..1"),
     (sweep_alpha.KIND, ["dynamic.train.augment.resize=160,200"], "of several values"),
     (sweep_alpha.KIND, ["dynamic.alpha=0.7:0.2"], "LOW < HIGH"),

@@ -212,6 +212,13 @@ def test_sizes_of_parts():
     assert StepConfig(micro_batch=3).parts_of(8, elsewhere=False, on_gpu=True) == (3, 0)
 
 
+def test_actors_compute_the_crf_where_something_would_be_idle_meanwhile():
+    assert StepConfig().crf_of(threads=1, on_gpu=False) == "inline"
+    assert StepConfig().crf_of(threads=2, on_gpu=False) == "actors"
+    assert StepConfig().crf_of(threads=1, on_gpu=True) == "actors"
+    assert StepConfig(crf="exact").crf_of(threads=1, on_gpu=False) == "exact"
+
+
 def test_bf16_is_close():
     batch = make_batch()
     task, net = task_and_net("fixed")

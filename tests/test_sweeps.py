@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -42,10 +41,26 @@ def runs_below(workspace, parent=None, uri=None):
     return client, parent, children
 
 
-def test_sweep_crf_compares_its_trials_in_mlflow(places, small, capsys):
+def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_mlflow(places, small, capsys):
     _, workspace = places
-    run_job("sweep_crf", *small, "--sweep.space", "crf.bilateral-weight=1,10")
+    args = [*small, "--sweep.space", "crf.bilateral-weight=10,1"]
+    command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.parallel", "1"]
+    options = dict(cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.PIPE, text=True)
+    killed = subprocess.Popen(command, stderr=subprocess.STDOUT, **options)
+    deadline = time.monotonic() + 240
+    while not (kept := list(workspace.glob("sweeps/sweep_crf-*/trials/*.json"))):
+        assert killed.poll() is None, killed.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    _, interrupted, _ = runs_below(workspace)
+
+    run_job("sweep_crf", *args, "--sweep.resume")
     out = capsys.readouterr().out
+    assert f"{len(kept)} trials have ended already" in out
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
     folder = newest(workspace, "sweep_crf")
     trials = json.loads((folder / "trials.json").read_text())
     assert sorted(t["point"]["crf.bilateral_weight"] for t in trials) == [1, 10]
@@ -60,12 +75,15 @@ def test_sweep_crf_compares_its_trials_in_mlflow(places, small, capsys):
     assert (folder / "sweep_crf.png").stat().st_size > 5000
 
     client, parent, children = runs_below(workspace)
+    assert parent.info.run_id == interrupted.info.run_id
+    assert parent.info.status == "FINISHED"
     assert parent.data.tags["job"] == "sweep_crf"
     assert parent.data.metrics["train.refined"] == pytest.approx(scores[0])
     assert {"sweep_crf.png", "best.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert sorted(float(r.data.params["crf.bilateral_weight"]) for r in children) == [1, 10]
-    for run in children:
-        assert run.info.status == "FINISHED"
+    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
+    finished = [r for r in children if r.info.status == "FINISHED"]
+    assert sorted(float(r.data.params["crf.bilateral_weight"]) for r in finished) == [1, 10]
+    for run in finished:
         assert {"train.refined", "train.advice", "static.loss.base"} <= set(run.data.metrics)
         assert run.data.tags["job"] == "sweep_crf"
         assert run.data.tags["data"] == "data"
@@ -98,38 +116,6 @@ def test_a_failed_trial_does_not_end_sweep_alpha(places, small, capsys):
     assert sorted(r.info.status for r in children) == ["FAILED", "FINISHED"]
     done = next(r for r in children if r.info.status == "FINISHED")
     assert {"dynamic.iou", "val.dynamic", "val.dynamic_crf", "dynamic.loss.main"} <= set(done.data.metrics)
-
-
-def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, tmp_path):
-    folder, before = places
-    workspace = tmp_path / "workspace"
-    shutil.copytree(before / "artifacts", workspace / "artifacts")
-    args = [*SMALL, "--data", str(folder), "--workspace", str(workspace)]
-    command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.space", "crf.iterations=10,1"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_ADDRESS": "local"}
-    options = dict(cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    first = subprocess.Popen([*command, "--sweep.parallel", "1"], **options)
-    deadline = time.monotonic() + 240
-    while not (kept := list(workspace.glob("sweeps/*/trials/*.json"))):
-        assert first.poll() is None, first.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
-    times = {path: path.stat().st_mtime_ns for path in kept}
-    _, parent, _ = runs_below(workspace)
-
-    second = subprocess.run([*command, "--sweep.resume"], **options, timeout=300)
-    assert second.returncode == 0, second.stdout
-    assert f"{len(kept)} trials have ended already" in second.stdout
-    assert {path: path.stat().st_mtime_ns for path in kept} == times
-    assert len(list(workspace.glob("sweeps/*/trials/*.json"))) == 2
-    _, again, children = runs_below(workspace)
-    assert again.info.run_id == parent.info.run_id
-    assert again.info.status == "FINISHED"
-    finished = [r.data.params["crf.iterations"] for r in children if r.info.status == "FINISHED"]
-    assert sorted(finished) == ["1", "10"]
-    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
 
 
 def test_resuming_what_was_never_begun_is_refused(small):

@@ -24,6 +24,7 @@ from ssdd.voc import (
     read_image,
     read_mask,
     read_split,
+    sound_records,
     stats,
     voc_palette,
 )
@@ -305,6 +306,19 @@ def test_every_problem_is_in_one_error(voc):
     ]:
         assert expected in text
     assert "fine" not in text
+
+
+def test_sound_records_come_with_the_problems_of_the_others(voc):
+    ids = ["b", "cut", "a", "none", "tiny"]
+    voc.split(*ids).images(*ids).csv("a,cat", "b,dog", "cut,cat", "none,", "tiny,dog", "elsewhere,cat")
+    voc.write("JPEGImages/cut.jpg", encode(pixels(0, 60, 80))[:-40])
+    voc.write("JPEGImages/tiny.jpg", encode(pixels(0, 1, 1)))
+    records, problems = sound_records(open_folder(voc.root), "train")
+    assert [record.image_id for record in records] == ["b", "a", "tiny"]
+    assert [(kind, voc.root.name in detail) for kind, detail in problems] == [
+        ("unreadable image", True),
+        ("no class", True),
+    ]
 
 
 def test_problems_of_xml_and_masks_as_labels(voc):
