@@ -1,12 +1,15 @@
 """The sweeps, small, through Ray Tune on the cluster and the workspace of the other jobs; then a kill, and a server."""
 
+import contextlib
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -14,6 +17,7 @@ import pytest
 from small import ROOT, SMALL, run_job
 
 from ssdd import config
+from ssdd.tracking import Tracker, TrackingError
 
 pytestmark = pytest.mark.ray
 
@@ -43,7 +47,7 @@ def runs_below(workspace, parent=None, uri=None):
 
 def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_mlflow(places, small, capsys):
     _, workspace = places
-    args = [*small, "--sweep.space", "crf.bilateral-weight=10,1"]
+    args = [*small, "--sweep.space", "crf.bilateral-weight=9,1"]  # which no job before had
     command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.parallel", "1"]
     options = dict(cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.PIPE, text=True)
     killed = subprocess.Popen(command, stderr=subprocess.STDOUT, **options)
@@ -63,7 +67,7 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_
     assert {path: path.stat().st_mtime_ns for path in kept} == times
     folder = newest(workspace, "sweep_crf")
     trials = json.loads((folder / "trials.json").read_text())
-    assert sorted(t["point"]["crf.bilateral_weight"] for t in trials) == [1, 10]
+    assert sorted(t["point"]["crf.bilateral_weight"] for t in trials) == [1, 9]
     assert {t["state"] for t in trials} == {"finished"}
     scores = [t["metrics"]["train.refined"] for t in trials]
     assert scores == sorted(scores, reverse=True)
@@ -82,7 +86,7 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_
     assert {"sweep_crf.png", "best.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
     finished = [r for r in children if r.info.status == "FINISHED"]
-    assert sorted(float(r.data.params["crf.bilateral_weight"]) for r in finished) == [1, 10]
+    assert sorted(float(r.data.params["crf.bilateral_weight"]) for r in finished) == [1, 9]
     for run in finished:
         assert {"train.refined", "train.advice", "static.loss.base"} <= set(run.data.metrics)
         assert run.data.tags["job"] == "sweep_crf"
@@ -127,6 +131,7 @@ TRIAL = """
 import pickle, sys
 tracker, number = pickle.loads(bytes.fromhex(sys.argv[1])), int(sys.argv[2])
 from ssdd import config
+from ssdd.tracking import Tracker, TrackingError
 own = tracker.child(config.mini(), f"trial {number}")
 for step in range(30):
     own.metrics({"dynamic.loss.main": 1 / (step + 1), "dynamic.iou": step}, step)
@@ -137,28 +142,12 @@ own.close(failed=False)
 
 @pytest.mark.parametrize("server", [True, False])
 def test_several_processes_write_to_one_store_at_once(tmp_path, monkeypatch, server):
-    import pickle
-
-    from ssdd.tracking import Tracker
-
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     running = None
     try:
         if server:
-            port = 5000 + os.getpid() % 1000
-            command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-            command += [
-                "--backend-store-uri",
-                uri,
-                "--artifacts-destination",
-                str(tmp_path / "files"),
-                "--workers",
-                "1",
-            ]
-            running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            uri = f"http://127.0.0.1:{port}"
+            running, uri = serve(tmp_path)
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-            _wait_for(port, running)
         else:
             monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         tracker = Tracker(config.mini(), "sweep_alpha", tmp_path)
@@ -175,18 +164,68 @@ def test_several_processes_write_to_one_store_at_once(tmp_path, monkeypatch, ser
         assert [a.path for a in client.list_artifacts(parent.info.run_id) if a.path.endswith(".py")]
     finally:
         if running is not None:
-            running.terminate()
-            running.wait(30)
+            stop(running)
 
 
-def _wait_for(port, process):
-    import socket
-
+def serve(folder, port=None):
+    """An MLflow server on loopback, and its address."""
+    port = port or 5000 + os.getpid() % 1000
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--artifacts-destination", str(folder / "files")]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     for _ in range(300):
-        assert process.poll() is None, "the server ended"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
+        assert running.poll() is None, "the server ended"
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+            return running, f"http://127.0.0.1:{port}"
+        time.sleep(0.2)
     raise AssertionError("no server")
+
+
+def stop(server):
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait(30)
+
+
+def test_a_server_that_goes_away_gets_everything_later(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server, uri = serve(tmp_path)
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        whole, broken = (Tracker(config.mini(), name, tmp_path / "w") for name in ("whole", "broken"))
+        for tracker in (whole, broken):
+            tracker.metrics({"static.loss.base": 1.0}, 1)
+        stop(server)
+        part = broken.child(config.mini(), "part")
+        picture = tmp_path / "picture.txt"
+        picture.write_text("a file")
+        for tracker in (whole, broken, part):
+            tracker.metrics({"static.loss.base": 0.5}, 2)
+            tracker.file(picture)
+            tracker.tag("best", "alpha")
+        picture.unlink()
+        assert caplog.text.count("MLflow does not answer") == 3
+        for tracker in (part, broken):
+            tracker.close(failed=False)
+        assert caplog.text.count("the next job in this workspace sends") == 2
+        with pytest.raises(TrackingError, match=f"{uri} does not answer"):
+            Tracker(config.mini(), "new", tmp_path / "w")
+
+        server, _ = serve(tmp_path, int(uri.rpartition(":")[2]))
+        whole.close(failed=False)
+        Tracker(config.mini(), "next", tmp_path / "w").close(failed=False)
+        assert caplog.text.count("sent to MLflow what an earlier job kept") == 2
+        assert not list((tmp_path / "w" / "unsent").iterdir())
+        client = mlflow.MlflowClient(uri)
+        runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+        assert set(runs) == {"whole", "broken", "part", "next"}
+        assert runs["part"].data.tags["mlflow.parentRunId"] == runs["broken"].info.run_id
+        assert runs["part"].data.params["preset"] == "mini"
+        for name, steps in (("whole", [1, 2]), ("broken", [1, 2]), ("part", [2])):
+            run = runs[name]
+            assert run.info.status == "FINISHED"
+            assert run.data.tags["best"] == "alpha"
+            assert [m.step for m in client.get_metric_history(run.info.run_id, "static.loss.base")] == steps
+            assert {"config.json", "picture.txt"} == {a.path for a in client.list_artifacts(run.info.run_id)}
+    finally:
+        stop(server)

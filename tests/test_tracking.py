@@ -7,7 +7,7 @@ import matplotlib.figure
 import pytest
 
 from ssdd.config import mini
-from ssdd.tracking import Tracker
+from ssdd.tracking import Tracker, TrackingError
 
 
 @pytest.fixture(params=["workspace", "MLFLOW_TRACKING_URI"])
@@ -46,3 +46,11 @@ def test_everything_is_in_one_run(tracker):
 def test_a_failed_job_is_marked(tracker):
     tracker.close(failed=True)
     assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
+
+
+def test_a_server_that_is_not_there_ends_the_job_at_once_and_no_password_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 does not answer .*; start it, or unset") as error:
+        Tracker(mini(), "static", tmp_path)
+    assert "secret" not in str(error.value)
