@@ -1,0 +1,24 @@
+#!/bin/bash
+#SBATCH --job-name=ssdd
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --exclusive
+#SBATCH --requeue
+# A Ray cluster on the nodes of one Slurm job, and the method on it:
+#   sbatch cluster/slurm.sh --data /shared/mine --workspace /shared/mine-ssdd
+# The repository, its .venv (`make .venv/installed`), data and workspace lie where all nodes see them. A job that is
+# requeued goes on where it was.
+set -euo pipefail
+
+cd "${SLURM_SUBMIT_DIR:?start it with sbatch}"
+export PATH="$PWD/.venv/bin:$PATH" # `ray symmetric-run` calls `ray`
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export RAY_AUTH_MODE=token # the user's ~/.ray/auth_token, which all nodes see
+ray get-auth-token --generate > /dev/null
+
+exec srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+  ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_PER_TASK" \
+  -- python ray_jobs/dynamic.py "$@"
