@@ -390,7 +390,8 @@ class Setting:
         self.crf_actors = 2
 
     def pool(self, actors):
-        return pool.CRFPool(actors, self.plan.unit, self.plan.crf_environment)
+        nodes = cluster.places(cluster.nodes(), actors, self.plan.unit)
+        return pool.CRFPool(nodes, self.plan.unit, self.plan.crf_environment)
 
     def photographs(self, count):
         """A stage table of images at about 375 x 500 pixels, with smooth probabilities of 2 or 3 labels."""

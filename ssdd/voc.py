@@ -12,6 +12,7 @@ import csv
 import hashlib
 import itertools
 import json
+import os
 import struct
 import zlib
 from collections import defaultdict
@@ -121,13 +122,17 @@ class VOCFolder:
         """The number of classes, background included."""
         return len(self.classes)
 
-    def _images(self) -> dict[str, list[Path]]:
-        """Every image by its id: one listing of the folder instead of several look-ups an id."""
-        images: dict[str, list[Path]] = defaultdict(list)
-        for path in sorted((self.root / "JPEGImages").iterdir()):
-            if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith("."):
-                images[path.stem].append(path)
+    def _images(self) -> dict[str, list[str]]:
+        """The files of every image by its id: one listing of the folder instead of several look-ups an id."""
+        images: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(os.listdir(self.root / "JPEGImages")):  # names, because millions of paths take gigabytes
+            stem, dot, suffix = name.rpartition(".")
+            if dot + suffix.lower() in _IMAGE_SUFFIXES and not name.startswith("."):
+                images[stem].append(name)
         return dict(images)
+
+    def _image(self, name: str) -> Path:
+        return self.root / "JPEGImages" / name
 
     def _csv(self) -> Path:
         return self.root / "labels.csv"
@@ -194,7 +199,7 @@ def _split_entries(folder: VOCFolder, split: str) -> Iterator[tuple[str, str]]:
         images = folder._images()
         if not images:
             raise DataError(f"{folder.root}/JPEGImages: is empty; put {', '.join(_IMAGE_SUFFIXES)} files there")
-        yield from ((str(images[image_id][0]), image_id) for image_id in sorted(images))
+        yield from ((str(folder._image(images[image_id][0])), image_id) for image_id in sorted(images))
         return
     lists = folder.root / "ImageSets" / "Segmentation"
     path = lists / f"{split}.txt"
@@ -261,7 +266,7 @@ class _Checker:
     """Makes the record of an id and finds what is wrong with its files; the threads share it."""
 
     folder: VOCFolder
-    images: dict[str, list[Path]]
+    images: dict[str, list[str]]
     rows: _Rows | None  # None: there is no labels.csv
     need_labels: bool
     need_masks: bool
@@ -290,9 +295,9 @@ class _Checker:
             wanted = self.folder.root / "JPEGImages" / f"{image_id}.jpg"
             raise _fault("missing image", f"{wanted} (nor {', '.join(_IMAGE_SUFFIXES[1:])})")
         if len(found) > 1:
-            others = ", ".join(other.name for other in found[1:])
-            raise _fault("ambiguous image", f"{found[0]}: there is also {others}")
-        return found[0]
+            others = ", ".join(found[1:])
+            raise _fault("ambiguous image", f"{self.folder._image(found[0])}: there is also {others}")
+        return self.folder._image(found[0])
 
     def _check_mask(self, path: Path, image_size: tuple[int, int] | None) -> list[int]:
         """The foreground classes in a mask."""
@@ -356,13 +361,14 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
     is decoded. Raises DataError where `read_split` does.
     """
     ids, images = read_split(folder, split), folder._images()
-    files = [folder._csv()]
+    has_csv = folder._csv().exists()
+    digest = hashlib.sha256(json.dumps([folder.classes, ids, _stat(folder._csv())]).encode())
     for image_id in ids:
-        files += [*images.get(image_id, []), folder._mask(image_id)]
-        if not folder._csv().exists():
+        files = [*map(folder._image, images.get(image_id, [])), folder._mask(image_id)]
+        if not has_csv:
             files.append(folder._xml(image_id))
-    stats = [(str(file.relative_to(folder.root)), *_stat(file)) for file in files]
-    return hashlib.sha256(json.dumps([folder.classes, ids, stats]).encode()).hexdigest()
+        digest.update(json.dumps([(file.name, *_stat(file)) for file in files]).encode())
+    return digest.hexdigest()
 
 
 def stats(paths: Sequence[Path]) -> str:
@@ -388,7 +394,7 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], *places: Path, workers: in
             if not path.is_file():
                 raise _fault("missing mask", str(path))
             mask = read_mask(path)
-            with _decoding(images[image_id][0], "unreadable image") as data:
+            with _decoding(folder._image(images[image_id][0]), "unreadable image") as data:
                 width, height = _open_image(data).size
             if mask.shape != (height, width):
                 raise _fault(

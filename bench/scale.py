@@ -1,0 +1,99 @@
+"""How the driver's time and memory grow with the images: listing, fingerprint, labels, table metadata, plan.
+
+python bench/scale.py [--images 100000 1000000]
+
+No pixel is touched: the files are empty and the table's images a few bytes. Every step runs in a process of its own for
+each number of images; the table is printed and written to bench/scale.json.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+RESULT = Path(__file__).with_name("scale.json")
+
+
+def draw(root: Path, count: int) -> list[str]:
+    """A VOC-layout folder of empty images."""
+    for name in ("JPEGImages", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    ids = [f"{k:09d}" for k in range(count)]
+    for image_id in ids:
+        (root / "JPEGImages" / f"{image_id}.jpg").touch()
+    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids))
+    (root / "labels.csv").write_text("\n".join(f"{i},cat;dog" for i in ids))
+    return ids
+
+
+def measure(step: str, root: Path, count: int) -> None:
+    """Run one step and print its seconds and the process's peak memory before and after."""
+    from ssdd import data, tables, voc
+
+    folder = voc.open_folder(root / "data")
+    base = peak()
+    begun = time.perf_counter()
+    if step == "listing":
+        assert len(voc.read_split(folder, "train")) == len(folder._images()) == count
+    elif step == "fingerprint":
+        voc.fingerprint(folder, "train")
+    elif step == "labels":
+        assert len(voc._read_rows(folder._csv())) == count
+    elif step == "write table":
+        ids = voc.read_split(folder, "train")
+        order = np.random.default_rng(0).permutation(count)
+        parts = tables.cut([ids[i] for i in order], 32)
+        schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
+        tables.write_table(root / "table", parts, schema, ({"image_id": i, "image": b"pixels"} for i in ids))
+    elif step == "open table":
+        assert tables.open_table(root / "table").rows == count
+    elif step == "plan of 15 epochs":
+        order = data.Order(count, 32, 0)
+        items = data.pieces(order, range(0, 15 * count, 16))
+        tasks = data._Parts(items, print).get_read_tasks(len(items))
+        assert len(tasks) <= data.MOST_TASKS + 1
+        for item in (items[0], items[len(items) // 2]):
+            assert len(list(order.rows(item.start, item.stop))) == item.stop - item.start
+    print(json.dumps([time.perf_counter() - begun, base, peak()]))
+
+
+def peak() -> float:
+    """MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+STEPS = ("listing", "fingerprint", "labels", "write table", "open table", "plan of 15 epochs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--step", nargs=3, metavar=("STEP", "FOLDER", "IMAGES"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.step:
+        step, root, count = args.step
+        measure(step, Path(root), int(count))
+        return
+    rows = []
+    for count in args.images:
+        with tempfile.TemporaryDirectory() as root:
+            (Path(root) / "table").mkdir()
+            draw(Path(root) / "data", count)
+            for step in STEPS:
+                command = [sys.executable, __file__, "--step", step, root, str(count)]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                seconds, base, most = json.loads(done.stdout.splitlines()[-1])
+                rows.append({"images": count, "step": step, "seconds": seconds, "base_mib": base, "peak_mib": most})
+                print(f"{count:>9} {step:<18} {seconds:8.1f} s   {most - base:8.0f} MiB over {base:.0f}", flush=True)
+    RESULT.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
