@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-pure lint bench ui clean
+.PHONY: demo test test-pure test-faults lint bench ui clean
 
 demo: .venv/installed ## the whole method on the embedded data set
 	$(BIN)/python ray_jobs/dynamic.py
@@ -11,7 +11,10 @@ test: lint ## everything
 	$(BIN)/python -m pytest
 
 test-pure: .venv/installed ## what needs no Ray cluster
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray and not minutes"
+
+test-faults: .venv/installed ## lost nodes, a full object store, a long run with kills: a quarter of an hour
+	$(BIN)/python -m pytest -m minutes -s
 
 lint: .venv/installed
 	$(BIN)/ruff check .

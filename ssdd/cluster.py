@@ -126,11 +126,64 @@ def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, i
     return replace(plan, unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks), count
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster that has CPUs."""
+
+    node_id: str
+    cpus: float
+    gpus: float
+
+
+def nodes() -> list[Node]:
+    """The nodes that live and have at least one CPU."""
+    found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [Node(i, r["CPU"], r.get("GPU", 0)) for i, r in found if r.get("CPU", 0) >= 1]
+
+
+def places(nodes: list[Node], count: int, unit: float) -> list[str]:
+    """Nodes for processes that need no GPU: nodes without GPUs first, whose CPUs no training needs, and in turns.
+
+    Args:
+        nodes: of the cluster.
+        count: processes.
+        unit: CPUs of each.
+
+    Returns:
+        Their ids, one for each process that there is room for.
+    """
+    chosen: list[str] = []
+    for with_gpus in (False, True):
+        # A training worker for each GPU needs a share, too.
+        room = {n.node_id: int(n.cpus / unit - n.gpus + 1e-6) for n in nodes if (n.gpus > 0) == with_gpus}
+        while max(room.values(), default=0) > 0 and len(chosen) < count:
+            for node_id in [i for i, left in room.items() if left > 0]:
+                chosen.append(node_id)
+                room[node_id] -= 1
+    return chosen[:count]
+
+
 def training_environment() -> dict[str, Any]:
     """The runtime environment of the tasks of a training: Ray takes a process that has it already, if there is one."""
     from ray.train.v2._internal.constants import get_env_vars_to_propagate  # no public name, and a driver's matter
 
     return {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}}
+
+
+def remaining(plan: Plan) -> Plan:
+    """The plan with as many training workers as the cluster still has room for, after some of it was lost.
+
+    Raises:
+        ResourceError: no worker has room.
+    """
+    alive = nodes()
+    if plan.use_gpu:
+        room = sum(int(node.gpus / plan.gpu + 1e-6) for node in alive)
+    else:
+        room = int(sum(node.cpus for node in alive) / plan.unit + 1e-6) - plan.data_tasks
+    if room < 1:
+        raise ResourceError("no node is left for a training worker; the same command goes on when there are some")
+    return replace(plan, workers=min(plan.workers, room))
 
 
 def in_job() -> bool:
@@ -141,13 +194,13 @@ def in_job() -> bool:
 def connect(config: Config) -> Plan:
     """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # sees that a training has ended
     options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
     if not ray.is_initialized():
         own_size = config.num_cpus is not None and os.environ.get("RAY_ADDRESS") in (None, "", "local")
         address = "local" if own_size else find_cluster()
         if address == "local":
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # sees sooner that a training has ended
         if own_size:
             ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)
         else:
@@ -158,16 +211,16 @@ def connect(config: Config) -> Plan:
             f"{ray.cluster_resources().get('CPU', 0):g} CPUs; leave it out"
         )
     quiet()
+    _wait_for_a_node()
     resources = ray.cluster_resources()
     _wait_until_free(resources.get("CPU", 0))
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    plan = make_plan(cpus, gpus, max(1, nodes), config.workers, config.gpus)
+    cpus, gpus, count = resources.get("CPU", 0), resources.get("GPU", 0), max(1, len(nodes()))
+    plan = make_plan(cpus, gpus, count, config.workers, config.gpus)
     trainings = (config.seeds.classifier, config.seeds.affinity, config.static.train, config.dynamic.train)
     smallest = min(train.batch_size for train in trainings)
     if plan.workers > smallest and config.workers is not None:
         raise ResourceError(f"--workers {config.workers} is more than the smallest batch has images ({smallest})")
-    return plan if plan.workers <= smallest else make_plan(cpus, gpus, max(1, nodes), smallest, config.gpus)
+    return plan if plan.workers <= smallest else make_plan(cpus, gpus, count, smallest, config.gpus)
 
 
 def find_cluster() -> str:
@@ -193,6 +246,13 @@ def find_cluster() -> str:
                 "RAY_ADDRESS for a local one"
             ) from error
         return "local"
+
+
+def _wait_for_a_node(patience: float = 300) -> None:
+    """A cluster may begin with a head that does no work."""
+    deadline = time.monotonic() + patience
+    while ray.cluster_resources().get("CPU", 0) < 1 and time.monotonic() < deadline:
+        time.sleep(2)
 
 
 def _wait_until_free(cpus: float, patience: float = 45) -> None:

@@ -3,6 +3,7 @@
 Imports torch only where a task needs it, so that CRF actors start quickly.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,9 @@ from ssdd.config import AugmentConfig
 from ssdd.tables import Row, Table
 
 Stage = Callable[[list[Row]], list[Row]]
+MOST_TASKS = 20_000
+"""That read a training's samples. Each costs the driver half a millisecond before the first one runs; but where several
+run at once, samples wait in memory for those before them, the more the longer a task is."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,17 @@ class Sampling:
     num_classes: int
     """Background included."""
 
+    @property
+    def bytes_of_sample(self) -> int:
+        """Of the columns that `samples` gives."""
+        mask = (self.mask_size or self.augment.crop) ** 2
+        return 3 * self.augment.crop**2 + len(self.masks) * mask + self.num_classes + 8
+
 
 class _Parts(Datasource):
-    """One read task for each item; `read(item)` gives its block."""
+    """One read task for each item; `read(item)` gives its blocks."""
 
-    def __init__(self, items: list[Any], read: Callable[[Any], pa.Table]):
+    def __init__(self, items: list[Any], read: Callable[[Any], Iterable[pa.Table]]):
         super().__init__()
         self._items, self._read = items, read
 
@@ -48,29 +58,72 @@ class _Parts(Datasource):
 
     def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
         unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
-        return [ReadTask(partial(_read_block, self._read, item), unknown) for item in self._items]
+        return [ReadTask(partial(self._read, item), unknown) for item in self._items]
 
 
-def _read_block(read: Callable, item: Any) -> Iterable:
-    return [read(item)]
+@dataclass(frozen=True)
+class Order:
+    """The order in which a training sees images: one stream of epochs, each of which has every image once.
+
+    An epoch takes the parts of its tables in a random order, a few at a time, and those parts' images in a random
+    order. It follows from the seed and the epoch alone, so that a training can go on anywhere in the stream.
+    """
+
+    images: int
+    part_size: int
+    seed: int
+    together: int = 4
+    """Parts whose images are shuffled together."""
+
+    def rows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Epoch and image, as its row in the tables, at each position of a piece of the stream."""
+        parts = -(-self.images // self.part_size)
+        for epoch in range(begin // self.images, -(-end // self.images)):
+            first = epoch * self.images
+            order = np.random.default_rng([self.seed, epoch]).permutation(parts)
+            for k in range(0, parts, self.together):
+                starts = self.part_size * order[k : k + self.together]
+                rows = np.concatenate([np.arange(s, min(s + self.part_size, self.images)) for s in starts])
+                wanted = slice(max(0, begin - first), max(0, end - first))
+                if first < end and first + len(rows) > begin:
+                    shuffled = np.random.default_rng([self.seed, epoch, k]).permutation(rows)
+                    yield from ((epoch, int(row)) for row in shuffled[wanted])
+                first += len(rows)
 
 
-def samples(joined: list[Table], sampling: Sampling, epochs: range, seed: int, plan: Plan) -> ray.data.Dataset:
-    """Augmented training samples of several epochs, as one stream without a pause between epochs.
+def pieces(order: Order, stream: range) -> list[range]:
+    """A stream of samples in pieces of whole blocks, one for each task that reads them; at most about MOST_TASKS."""
+    block = stream.step
+    piece = block * -(-max(order.part_size * order.together, len(stream) * block // MOST_TASKS) // block)
+    return [range(k, min(k + piece, stream.stop), block) for k in range(stream.start, stream.stop, piece)]
+
+
+def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range, plan: Plan) -> ray.data.Dataset:
+    """Augmented training samples, a piece of the stream of epochs without a pause between them.
 
     Columns: `image` uint8 (3, crop, crop), every mask column uint8 (mask_size, mask_size), `presence`
-    bool (num_classes,). Which samples come, and how they are augmented, depends on `seed`, the epoch and the image
-    alone; each epoch has every image once, its parts in a new order.
+    bool (num_classes,), `row` int64, the image's row in the tables. How an image is augmented depends on the seed, the
+    epoch and the image alone.
+
+    Args:
+        joined: tables with the same parts.
+        sampling: what a sample is.
+        order: the stream.
+        stream: its positions; the step is the number of samples in a block. Workers that split the blocks take turns,
+            so that a step of all of them has the same samples, however many they are.
+        plan: resources.
     """
-    parts = len(joined[0].parts)
-    items = [(epoch, int(k)) for epoch in epochs for k in np.random.default_rng([seed, epoch]).permutation(parts)]
+    items = pieces(order, stream)
     light = [Table(t.path, ()) for t in joined]  # without the id lists, which every task would carry
-    return ray.data.read_datasource(
-        _Parts(items, partial(_read_samples, light, sampling, seed)),
+    dataset = ray.data.read_datasource(
+        _Parts(items, partial(_read_samples, light, sampling, order)),
         override_num_blocks=len(items),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
     )
+    # Ray Data joins blocks up to this size, and cuts them at one and a half of it: so they stay as they are.
+    dataset.context.target_max_block_size = int(0.8 * stream.step * sampling.bytes_of_sample)
+    return dataset
 
 
 def warm_up(plan: Plan) -> None:
@@ -84,27 +137,33 @@ def _import_transforms() -> None:
     import ssdd.transforms  # noqa: F401
 
 
-def _read_samples(joined: list[Table], sampling: Sampling, seed: int, item: tuple[int, int]) -> pa.Table:
+def _read_samples(joined: list[Table], sampling: Sampling, order: Order, stream: range) -> Iterator[pa.Table]:
     import torch
 
     from ssdd import transforms
 
     torch.set_num_threads(1)  # this is one of several tasks beside the training
-    epoch, part = item
     transform = transforms.augmentation(sampling.augment)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("image", "presence", *sampling.masks)}
-    rows = tables.read_joined(joined, part, ["image", "presence", *sampling.masks])
-    for i in np.random.default_rng([seed, epoch, part]).permutation(len(rows)):
-        row = rows[i]
+    parts: dict[int, list[Row]] = {}
+
+    def sample(epoch: int, number: int) -> Row:
+        part, i = divmod(number, order.part_size)
+        if part not in parts:
+            if len(parts) == 2 * order.together:  # the oldest has been seen
+                del parts[next(iter(parts))]
+            parts[part] = tables.read_joined(joined, part, ["image", "presence", *sampling.masks])
+        row = parts[part][i]
         image = voc.read_image(row["image"])
         masks = [voc.read_mask(row[name]) for name in sampling.masks]
-        own_seed = int(np.random.default_rng([seed, epoch, part, i]).integers(2**31))
+        own_seed = int(np.random.default_rng([order.seed, epoch, part, i]).integers(2**31))
         image, masks = transforms.augment(transform, image, masks, own_seed, sampling.mask_size)
-        columns["image"].append(image)
-        columns["presence"].append(presence_vector(row["presence"], sampling.num_classes))
-        for name, mask in zip(sampling.masks, masks, strict=True):
-            columns[name].append(mask)
-    return BlockAccessor.batch_to_arrow_block({name: np.stack(values) for name, values in columns.items()})
+        presence = presence_vector(row["presence"], sampling.num_classes)
+        return {"image": image, "presence": presence, "row": number, **dict(zip(sampling.masks, masks, strict=True))}
+
+    wanted = order.rows(stream.start, stream.stop)
+    while chosen := list(itertools.islice(wanted, stream.step)):
+        taken = [sample(*one) for one in chosen]
+        yield BlockAccessor.batch_to_arrow_block({name: np.stack([s[name] for s in taken]) for name in taken[0]})
 
 
 def presence_vector(foreground: Iterable[int], num_classes: int) -> np.ndarray:
@@ -168,8 +227,8 @@ def infer(
         yield from block.to_pylist()
 
 
-def _read_rows(joined: list[Table], columns: list[str], part: int) -> pa.Table:
-    return pa.Table.from_pylist(tables.read_joined(joined, part, columns))
+def _read_rows(joined: list[Table], columns: list[str], part: int) -> list[pa.Table]:
+    return [pa.Table.from_pylist(tables.read_joined(joined, part, columns))]
 
 
 class _NetworkActor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdd import crf_rows, data, losses, maps, refine, seeds, training, voc
+from ssdd import cluster, crf_rows, data, losses, maps, refine, seeds, training, voc
 from ssdd.batch_crf import ActorCRF, BatchCRF, ExactCRF, InlineCRF
 from ssdd.config import Config, DynamicConfig, EvaluateConfig, NetworkConfig, TrainConfig
 from ssdd.data import Sampling
@@ -116,7 +116,8 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
     needed = 0
     if crf == "actors" and not session.has("dynamic", recipe):
         needed = min(session.plan.crf_actors, config.dynamic.train.batch_size)
-    pool = CRFPool(needed, session.plan.unit, session.plan.crf_environment)
+    unit = session.plan.unit
+    pool = CRFPool(cluster.places(cluster.nodes(), needed, unit), unit, session.plan.crf_environment)
     params = config.dynamic.crf
     backends: dict[str, BatchCRF] = {
         "actors": ActorCRF(params, pool),

@@ -12,11 +12,15 @@ from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
 from ssdd.report import table_lines
 from ssdd.session import Session
+from ssdd.store import DISK_FULL
 from ssdd.sweep import SweepError
-from ssdd.training import DivergedError
+from ssdd.tracking import TrackingError
+from ssdd.training import DivergedError, LostError
 from ssdd.voc import DataError
 
 Result = TypeVar("Result")
+ERRORS = (ConfigError, DataError, ResourceError, WeightsError, DivergedError, LostError, SweepError, TrackingError)
+"""What the user can mend."""
 
 
 def own_flag(flag: str, kind: Callable[[str], Any] = Path, default: Any = None) -> tuple[Any, list[str]]:
@@ -34,7 +38,7 @@ def job(
     config: Callable[[], Config] | None = None,
     report: Callable[[Result], list[str]] = table_lines,  # type: ignore[assignment]
 ) -> None:
-    """Run a job and print its result; errors that the user can mend end it with their message alone.
+    """Run a job and print its result; `ERRORS` end it with their message alone.
 
     Args:
         name: of the job and of its MLflow run.
@@ -47,7 +51,11 @@ def job(
         chosen = config() if config else configuration.parse(description=description)
         with Session(chosen, name) as session:
             result = run(session)
-    except (ConfigError, DataError, ResourceError, WeightsError, DivergedError, SweepError) as error:
+    except ERRORS as error:
         sys.exit(f"{name}: {error}")
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        sys.exit(f"{name}: no space left on the disk ({error}); make some and give the same command again: it goes on")
     for line in report(result):
         print(line)

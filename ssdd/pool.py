@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssdd.crf import CRFParams, dense_crf
 
@@ -101,11 +102,13 @@ class Request:
 class CRFPool:
     """Actors all over the cluster, CPU nodes included. It can be sent to a training worker."""
 
-    def __init__(self, actors: int, num_cpus: float, environment: dict[str, Any] | None = None):
-        # Spread says at once that they need not fit into what a sweep's trial has reserved, where this runs in one.
-        options = dict(num_cpus=num_cpus, runtime_env=environment, scheduling_strategy="SPREAD")
+    def __init__(self, nodes: Iterable[str], num_cpus: float, environment: dict[str, Any] | None = None):
+        """Start an actor on each of some nodes, or, where one has no room or is lost, on another one."""
+        options = dict(num_cpus=num_cpus, runtime_env=environment)
         options |= dict(max_restarts=-1, max_task_retries=-1)  # a lost actor only costs time
-        self.actors = [_CRFActor.options(**options).remote() for _ in range(actors)]  # type: ignore[attr-defined]
+        # A node's name says, too, that an actor need not fit into what a sweep's trial has reserved.
+        strategies = [NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) for node in nodes]
+        self.actors = [_CRFActor.options(scheduling_strategy=s, **options).remote() for s in strategies]  # type: ignore[attr-defined]
         self._loads: Loads | None = None
         self._open: dict[ray.ObjectRef, tuple[int, int]] = {}
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 EVERY = 5.0  # seconds between two lines of a stage
 
@@ -40,7 +42,8 @@ class Mailbox:
     """Send from anywhere (`send` never waits); received on the driver inside `with mailbox.listen(handle)`."""
 
     def __init__(self) -> None:
-        self.actor = _Mailbox.remote()  # type: ignore[attr-defined]
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.actor = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
     def send(self, event: Any) -> None:
         self.actor.put.remote(event)
@@ -68,7 +71,11 @@ class _Listener:
             self._empty()
 
     def _empty(self) -> None:
-        for event in ray.get(self.actor.take.remote()):
+        try:
+            events = ray.get(self.actor.take.remote())
+        except RayActorError:  # progress alone is lost
+            return
+        for event in events:
             try:
                 self.handle(event)
             except Exception as error:  # a tracking server that is away must not end the training

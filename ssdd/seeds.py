@@ -161,7 +161,7 @@ def run_backbone(session: Session) -> Artifact:
         torch.manual_seed(session.config.seed)
         backbone = build_backbone(config)
         source = load_weights(backbone, config)
-        torch.save(backbone.state_dict(), folder / training.MODEL)
+        training.save(backbone.state_dict(), folder / training.MODEL)
         (folder / "source.txt").write_text(source + "\n")
 
     return session.build("backbone", recipe, make)

@@ -7,6 +7,7 @@ folder that was not finished never has that name.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,8 @@ from filelock import FileLock
 
 RECIPE = "recipe.json"
 LOCKS = "locks"
-FORMAT = 3  # raise it whenever the same recipe would now give something else
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+FORMAT = 4  # raise it whenever the same recipe would now give something else
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,14 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _canonical(recipe: dict[str, Any]) -> str:
-    return json.dumps(recipe, indent=1, sort_keys=True, default=_encode)
+    data = json.loads(json.dumps(recipe, default=_encode), parse_float=_number)
+    return json.dumps(data, indent=1, sort_keys=True)
+
+
+def _number(text: str) -> float:
+    """5.0 and 5 are the same value of a field."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def _encode(value: Any) -> Any:

@@ -6,6 +6,7 @@ last whole checkpoint.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -24,30 +25,51 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.data import ExecutionOptions
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, RunConfig, ScalingConfig
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import (  # no public names
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+)
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import Tensor, nn
 
-from ssdd import data, published, voc
+from ssdd import cluster, data, published, voc
+from ssdd.cluster import Plan
 from ssdd.config import NetworkConfig, StepConfig, TrainConfig
-from ssdd.data import Sampling
+from ssdd.data import Order, Sampling
 from ssdd.metrics import ConfusionMatrix
 from ssdd.progress import Event, Mailbox
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
-from ssdd.store import Artifact
-from ssdd.tables import Table
+from ssdd.store import DISK_FULL, Artifact
+from ssdd.tables import Table, open_table
 from ssdd.weight_files import WeightsError
 
 MODEL = "model.pt"
 STATE = "state.pt"
 LOG_EVERY = 2.0  # seconds
+CHECK_EVERY = 20  # steps
+RESTARTS = 3
+"""How often a training goes on after its processes were lost, without a finished epoch in between."""
 Net = TypeVar("Net", bound=nn.Module)
 
 
 class DivergedError(RuntimeError):
-    """A loss is no longer a number; the message names it, the step and the remedy."""
+    """A loss is no longer a number; the message names it, the step, that step's images and the remedy."""
+
+    def __init__(self, what: str, images: tuple[str, ...]):
+        super().__init__(what, images)  # both, for pickle
+        self.what, self.images = what, images
+
+    def __str__(self) -> str:
+        return f"{self.what}: lower the learning rate, or look at the images of that step: {', '.join(self.images)}"
+
+
+class LostError(RuntimeError):
+    """The processes of a training die again and again; the message says how."""
 
 
 class Task(Objective, Protocol):
@@ -95,7 +117,12 @@ class _Loop:
     name: str
     task: Task
     seed: int
-    images: int
+    table: Path
+    """With the images."""
+    batch: int
+    """Images of a worker in a step."""
+    steps: int
+    """Of an epoch."""
     threads: int
     step: StepConfig
     first_epoch: int
@@ -107,6 +134,15 @@ class _Loop:
 Validate = Callable[[nn.Module, int, int], np.ndarray]
 """Gives a worker's share of a network's confusion matrix, from its rank and the number of workers."""
 IOU = "iou"  # in percent
+# What befalls processes from outside. A worker that outlives another one may say so first: `by peer`, or DistError.
+_LOST = (
+    RayActorError,
+    OutOfMemoryError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckTimeoutError,
+    torch.distributed.DistError,
+)
 
 
 def run(
@@ -143,10 +179,71 @@ def _fit(
     folder: Path,
     validate: Validate | None,
 ) -> None:
-    plan, train = session.plan, task.train
-    first_epoch, resume = _last_checkpoint(runs)
-    if resume is not None:
-        session.console.line(f"[{name}] goes on after epoch {first_epoch} of {train.epochs}")
+    restarts, done, plan = 0, -1, session.plan
+    while True:
+        epochs, state = _last_checkpoint(runs)
+        restarts, done = (restarts, done) if epochs == done else (0, epochs)
+        if epochs >= task.train.epochs:
+            break
+        if state is not None:
+            session.console.line(f"[{name}] goes on after epoch {epochs} of {task.train.epochs}")
+        try:
+            _attempt(session, plan, name, runs, task, joined, epochs, state, validate)
+            assert _last_checkpoint(runs)[0] == task.train.epochs, f"{name}: ended without its last checkpoint"
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            reason = _lost(error)
+            if reason is None:
+                raise
+            if restarts == RESTARTS:
+                raise LostError(
+                    f"[{name}] lost a process {restarts + 1} times in epoch {epochs + 1} ({reason}): is there enough "
+                    "memory (--step.micro-batch, --workers)? The same command goes on after the last finished epoch"
+                ) from error
+            restarts += 1
+            plan = cluster.remaining(session.plan)
+            session.console.line(f"[{name}] lost a process ({reason}); starts again with {plan.workers} worker(s)")
+    assert state is not None
+    save(torch.load(state / STATE, map_location="cpu", weights_only=True)["net"], folder / MODEL)
+
+
+def save(value: Any, path: Path) -> None:
+    """`torch.save`, with an OSError where the disk is full."""
+    with path.open("wb") as stream:
+        try:
+            torch.save(value, stream)
+        except RuntimeError as error:  # it could not end the file either
+            raise error.__context__ or error from None
+
+
+def _lost(error: Exception) -> str | None:
+    """What became of a training whose processes died; None where it failed by itself."""
+    if isinstance(error, ray.train.PreemptionError):
+        return "its node is taken away"
+    failures = [error]
+    if isinstance(error, ray.train.WorkerGroupError):
+        failures = list(error.worker_failures.values())
+    elif isinstance(error, ray.train.ControllerError):
+        failures = [error.controller_failure]
+    causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
+    for cause in causes:
+        if isinstance(cause, _LOST) or (isinstance(cause, RuntimeError) and "by peer" in str(cause)):
+            return str(cause).strip().splitlines()[0]
+    return None
+
+
+def _attempt(
+    session: Session,
+    plan: Plan,
+    name: str,
+    runs: Path,
+    task: Task,
+    joined: list[Table],
+    first_epoch: int,
+    resume: Path | None,
+    validate: Validate | None,
+) -> None:
+    """Train from the last checkpoint to the end, on the workers of a plan."""
+    train, table = task.train, joined[0]
     show = session.console.stage(name)
 
     def handle(event: Event) -> None:
@@ -156,43 +253,50 @@ def _fit(
         show(event.step, event.steps, f"epoch {event.epoch}/{event.epochs}  {text}")
         session.tracker.metrics({f"{name}.{k}": v for k, v in event.metrics.items()}, step=event.step)
 
-    if first_epoch < train.epochs:
-        epochs = range(first_epoch, train.epochs)
-        mailbox = Mailbox()
-        loop = _Loop(
-            name,
-            task,
-            session.config.seed,
-            joined[0].rows,
-            plan.threads,
-            session.config.step,
-            first_epoch,
-            resume,
-            mailbox,
-            validate,
-        )
-        trainer = TorchTrainer(
-            partial(_train, loop),  # Ray's controller unpacks a train_loop_config, and so would import torch and timm
-            scaling_config=ScalingConfig(
-                num_workers=plan.workers, use_gpu=plan.use_gpu, resources_per_worker=plan.network_resources
-            ),
-            datasets={"train": data.samples(joined, task.sampling, epochs, session.config.seed, plan)},
-            dataset_config=DataConfig(execution_options=_ordered()),
-            run_config=RunConfig(
-                name=f"from-epoch-{first_epoch}-{time.time_ns()}",
-                storage_path=str(runs),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-                worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
-                callbacks=[TuneReportCallback()] if validate and session.in_trial else None,  # type: ignore[list-item]
-            ),
-        )
-        data.warm_up(plan)
-        with mailbox.listen(handle), _unwrapped(name), _own_interrupt():
-            trainer.fit()
-    _, final = _last_checkpoint(runs)
-    assert final is not None, f"{name}: the training ended without a checkpoint"
-    state = torch.load(final / STATE, map_location="cpu", weights_only=True)
-    torch.save(state["net"], folder / MODEL)
+    batch = max(1, min(train.batch_size, table.rows) // plan.workers)
+    steps = max(1, table.rows // (batch * plan.workers))
+    epoch = steps * batch * plan.workers
+    stream = range(first_epoch * epoch, train.epochs * epoch, batch)
+    order = Order(table.rows, len(table.parts[0]), session.config.seed)
+    mailbox = Mailbox()
+    loop = _Loop(
+        name,
+        task,
+        session.config.seed,
+        table.path,
+        batch,
+        steps,
+        plan.threads,
+        session.config.step,
+        first_epoch,
+        resume,
+        mailbox,
+        validate,
+    )
+    trainer = TorchTrainer(
+        partial(_train, loop),  # Ray's controller unpacks a train_loop_config, and so would import torch and timm
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=plan.network_resources,
+            placement_strategy="PACK" if plan.use_gpu else "SPREAD",  # each has its share of a node's threads
+        ),
+        datasets={"train": data.samples(joined, task.sampling, order, stream, plan)},
+        # In order, and to the workers in turns, so that a step has the same samples wherever its workers are.
+        dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
+        run_config=RunConfig(
+            name=f"from-epoch-{first_epoch}-{time.time_ns()}",
+            storage_path=str(runs),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # `_fit` starts again, with the rest of the stream; after five minutes, with what is left of the cluster.
+            failure_config=FailureConfig(max_preemption_failures=0, controller_failure_limit=5),  # type: ignore[call-arg]
+            worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
+            callbacks=[TuneReportCallback()] if validate and session.in_trial else None,  # type: ignore[list-item]
+        ),
+    )
+    data.warm_up(plan)
+    with mailbox.listen(handle), _unwrapped(name), _own_interrupt():
+        trainer.fit()
 
 
 def convert(
@@ -220,7 +324,7 @@ def convert(
         filled = net()
         for line in published.fill(filled, files):
             session.console.line(f"[{name}] {line}")
-        torch.save(filled.state_dict(), folder / MODEL)
+        save(filled.state_dict(), folder / MODEL)
 
     return session.build(name, recipe, make)
 
@@ -253,13 +357,17 @@ def device() -> torch.device:
 
 @contextlib.contextmanager
 def _unwrapped(name: str) -> Iterator[None]:
-    """A worker's DivergedError as itself, instead of inside Ray's report of the failure."""
+    """A worker's DivergedError or full disk as itself, instead of inside Ray's report of the failure."""
     try:
         yield
     except ray.train.WorkerGroupError as error:
+        diverged = [f for f in error.worker_failures.values() if isinstance(f, DivergedError)]
+        if diverged:  # each worker knows its own images
+            images = tuple(sorted({image for failure in diverged for image in failure.images}))
+            raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
         for failure in error.worker_failures.values():
-            if isinstance(failure, DivergedError):
-                raise DivergedError(f"[{name}] {failure}") from None
+            if isinstance(failure, OSError) and failure.errno in DISK_FULL:
+                raise failure from error
         raise
 
 
@@ -274,10 +382,6 @@ def _own_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _ordered() -> ExecutionOptions:
-    return ExecutionOptions(preserve_order=True)  # so that a seed gives the same batches again
 
 
 def _last_checkpoint(runs: Path) -> tuple[int, Path | None]:
@@ -308,7 +412,6 @@ def _train(loop: _Loop) -> None:
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         del state
-    torch.manual_seed(int(np.random.default_rng([loop.seed, loop.first_epoch, rank]).integers(2**31)))  # dropout's
     net.train()
     if loop.step.compile:
         net.backbone.compile()
@@ -316,33 +419,31 @@ def _train(loop: _Loop) -> None:
     clock = Clock(where if rank == 0 else torch.device("cpu"))  # the others' times, and their events, nobody reads
     bf16 = in_bf16(loop.step, where)
 
-    local_batch = max(1, min(train.batch_size, loop.images) // workers)
-    steps_per_epoch = max(1, loop.images // (local_batch * workers))
-    total = steps_per_epoch * train.epochs
+    total = loop.steps * train.epochs
     batches = ray.train.get_dataset_shard("train").iter_torch_batches(
-        batch_size=local_batch,
-        prefetch_batches=2,
-        drop_last=True,
-        local_shuffle_buffer_size=4 * local_batch,
-        local_shuffle_seed=loop.seed,
-        pin_memory=where.type == "cuda",
+        batch_size=loop.batch, prefetch_batches=2, drop_last=True, pin_memory=where.type == "cuda"
     )
-    size, ahead = loop.step.parts_of(local_batch, task.elsewhere, where.type == "cuda")
-    log = _Log(loop, total, train.epochs, steps_per_epoch, clock, rank)
-    step = loop.first_epoch * steps_per_epoch
+    size, ahead = loop.step.parts_of(loop.batch, task.elsewhere, where.type == "cuda")
+    log = _Log(loop, total, clock, rank)
+    finite = _Finite(loop)
+    step = loop.first_epoch * loop.steps
     for batch in clock.each("data_wait", batches):
+        if step % loop.steps == 0:  # dropout, the same whether the training was interrupted or not
+            epoch_seed = np.random.default_rng([loop.seed, step // loop.steps, rank]).integers(2**31)
+            torch.manual_seed(int(epoch_seed))
         for group in optimizer.param_groups:
             group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
         losses = gradients(task, net, batch, together, clock, size, ahead, bf16)
         with clock("update"):
             optimizer.step()
         step += 1
-        log.step(step, losses, optimizer.param_groups[0]["lr"], local_batch * workers)
-        if step % steps_per_epoch == 0 and step < total:
-            _report(step // steps_per_epoch, net, optimizer, rank, log.validated(step, net, workers))
-        if step == total:
-            break
-    _report(train.epochs, net, optimizer, rank, log.validated(step, net, workers))
+        finite.add(step, losses, batch["row"])
+        ended = step % loop.steps == 0
+        if ended or step % CHECK_EVERY == 0:
+            finite.check()
+        log.step(step, losses, optimizer.param_groups[0]["lr"], loop.batch * workers)
+        if ended:
+            _report(step // loop.steps, net, optimizer, rank, log.validated(step, net, workers))
 
 
 def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, metrics: dict[str, float]) -> None:
@@ -351,18 +452,42 @@ def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: 
         ray.train.report({"epoch": epoch})
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / STATE)
+        save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / STATE)
         meta = {"epoch": epoch, "bytes": (Path(folder) / STATE).stat().st_size}
         (Path(folder) / "meta.json").write_text(json.dumps(meta))
         ray.train.report({"epoch": epoch, **metrics}, checkpoint=Checkpoint.from_directory(folder))
 
 
+class _Finite:
+    """Ends a training whose losses are no numbers, before its state becomes a checkpoint.
+
+    All workers look at the same steps, each for its own images, and rarely: it makes the CPU wait for the GPU.
+    """
+
+    def __init__(self, loop: _Loop):
+        self.loop = loop
+        self.steps: list[tuple[int, dict[str, Tensor], Tensor]] = []
+
+    def add(self, step: int, losses: dict[str, Tensor], rows: Tensor) -> None:
+        """Losses of all workers' samples, and this worker's samples as rows of the images' table."""
+        self.steps.append((step, losses, rows))
+
+    def check(self) -> None:
+        values = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in self.steps]).cpu()
+        for (step, losses, rows), found in zip(self.steps, values, strict=True):
+            for name, value in zip(losses, found.tolist(), strict=True):
+                if not math.isfinite(value):
+                    ids = list(itertools.chain(*open_table(self.loop.table).parts))
+                    images = tuple(ids[row] for row in rows.tolist())
+                    raise DivergedError(f"loss.{name} is {value} at step {step}", images)
+        self.steps.clear()
+
+
 class _Log:
     """Means over the last seconds, sent to the driver by the first worker."""
 
-    def __init__(self, loop: _Loop, total: int, epochs: int, steps_per_epoch: int, clock: Clock, rank: int):
-        self.loop, self.total, self.epochs, self.clock, self.rank = loop, total, epochs, clock, rank
-        self.steps_per_epoch = steps_per_epoch
+    def __init__(self, loop: _Loop, total: int, clock: Clock, rank: int):
+        self.loop, self.total, self.clock, self.rank = loop, total, clock, rank
         self._reset()
 
     def _reset(self) -> None:
@@ -379,9 +504,6 @@ class _Log:
         if elapsed < LOG_EVERY and step < self.total:
             return
         metrics = {f"loss.{name}": float(value) / self.count for name, value in self.sums.items()}
-        for name, mean in metrics.items():
-            if not math.isfinite(mean):
-                raise DivergedError(f"{name} is {mean} at step {step}: lower the learning rate")
         metrics |= {
             "lr": lr,
             "images_per_s": images * self.count / elapsed,
@@ -406,5 +528,5 @@ class _Log:
         return {f"{self.loop.name}.{IOU}": iou}
 
     def _send(self, step: int, metrics: dict[str, float]) -> None:
-        epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
-        self.loop.mailbox.send(Event(step, self.total, epoch, self.epochs, metrics))
+        epoch = (step - 1) // self.loop.steps + 1
+        self.loop.mailbox.send(Event(step, self.total, epoch, self.loop.task.train.epochs, metrics))

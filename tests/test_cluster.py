@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdd import cluster
-from ssdd.cluster import Plan, ResourceError, find_cluster, lanes, make_plan
+from ssdd.cluster import Node, Plan, ResourceError, find_cluster, lanes, make_plan, places
 
 
 def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
@@ -188,3 +188,14 @@ def test_lanes_may_share_gpus(share, wanted, expected):
     assert plan.network_resources["GPU"] == share
     assert count * plan.workers * share <= 2
     assert count * plan.unit * (plan.workers + plan.crf_actors + plan.data_tasks) <= 16 + 1e-9
+
+
+def test_what_needs_no_gpu_goes_to_nodes_without_gpus_first_and_in_turns():
+    nodes = [Node("gpu", 8, 2), Node("a", 2, 0), Node("b", 1, 0)]
+    assert places(nodes, 3, 1) == ["a", "b", "a"]
+    assert places(nodes, 2, 1) == ["a", "b"]
+    assert places(nodes, 5, 1) == ["a", "b", "a", "gpu", "gpu"]
+    assert places(nodes, 20, 1) == ["a", "b", "a", *["gpu"] * 6], "a training worker for each GPU needs a share"
+    assert places(nodes, 4, 0.5) == ["a", "b", "a", "b"]
+    assert places([Node("gpu", 8, 1)], 2, 1) == ["gpu", "gpu"]
+    assert places(nodes, 0, 1) == []

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -293,34 +294,43 @@ def test_mlflow_has_configuration_metrics_over_time_and_pictures(places):
 
 @dataclass(frozen=True)
 class FailingTask(seeds.ClassifierTask):
-    """Fails in its second epoch for as long as a file is not there."""
+    """Its process is killed in its fourth step; the next one's task fails there; then nothing happens any more."""
 
-    cure: Path = Path()
+    folder: Path = Path()
 
     def losses(self, net, batch):
         object.__setattr__(self, "steps", getattr(self, "steps", 0) + 1)
-        if self.steps == 4 and not self.cure.exists():
-            raise RuntimeError("a fault in the second epoch")
+        if self.steps == 4 and not (self.folder / "killed").exists():
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.steps == 4 and not (self.folder / "failed").exists():
+            (self.folder / "failed").touch()
+            raise RuntimeError("a fault in the third epoch")
         return super().losses(net, batch)
 
 
-def test_an_interrupted_training_goes_on_from_its_last_epoch(places, tmp_path, capsys):
+def test_a_training_through_faults_ends_like_one_without(places, tmp_path, capsys):
     folder, workspace = places
     small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
-    train = replace(small.seeds.classifier, epochs=3, batch_size=5)
+    train = replace(small.seeds.classifier, epochs=3, batch_size=4)
     images = open_table(next((workspace / "artifacts").glob("images-train-*")))
     pretrained = next((workspace / "artifacts").glob("backbone-*"))
-    task = FailingTask(small.network, train, 1 + len(synthetic.CLASSES), pretrained, tmp_path / "cure")
+    arguments = (small.network, train, 1 + len(synthetic.CLASSES), pretrained)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
-    with Session(small, "fault") as session:
-        with pytest.raises(ray.train.TrainingFailedError, match="a fault in the second epoch"):
+    with Session(small, "faults") as session:
+        task = FailingTask(*arguments, tmp_path)
+        with pytest.raises(ray.train.TrainingFailedError, match="a fault in the third epoch"):
             training.run(session, "failing", {"a": 1}, task, [images])
+        out = capsys.readouterr().out
+        assert "[failing] lost a process" in out
+        assert "goes on after epoch 1 of 3" in out
         assert not any(name.startswith("failing") for name in artifacts(workspace))
-        task.cure.touch()
-        artifact = training.run(session, "failing", {"a": 1}, task, [images])
-    assert "goes on after epoch 1 of 3" in capsys.readouterr().out
-    state = torch.load(artifact.path / training.MODEL, weights_only=True)
-    assert all(torch.isfinite(v).all() for v in state.values())
+        resumed = training.run(session, "failing", {"a": 1}, task, [images])
+        assert "goes on after epoch 2 of 3" in capsys.readouterr().out
+        undisturbed = training.run(session, "undisturbed", {"a": 1}, seeds.ClassifierTask(*arguments), [images])
+    states = [torch.load(made.path / training.MODEL, weights_only=True) for made in (resumed, undisturbed)]
+    for name, value in states[1].items():
+        torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_every_epoch_has_every_image_once(places):
@@ -330,19 +340,23 @@ def test_every_epoch_has_every_image_once(places):
     sampling = data.Sampling((), None, config.AugmentConfig(32, (32, 40)), 1 + len(synthetic.CLASSES))
     plan = cluster.connect(small)
 
-    def epochs(seed):
-        stream = data.samples([images], sampling, range(2), seed, plan)
-        return np.concatenate([b["image"] for b in stream.iter_batches(batch_size=None, batch_format="numpy")])
+    def stream(seed, begin):
+        order = data.Order(images.rows, 4, seed)
+        found = data.samples([images], sampling, order, range(begin, 20, 2), plan)
+        blocks = list(found.iter_batches(batch_size=None, batch_format="numpy"))
+        assert {len(block["row"]) for block in blocks} == {2}
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
-    first = epochs(0)
-    assert first.shape == (2 * 10, 3, 32, 32)
-
-    def unordered(samples):
-        return sorted(s.tobytes() for s in samples)
-
-    assert unordered(first) == unordered(epochs(0))
-    assert unordered(first) != unordered(epochs(1))
-    assert len({s.tobytes() for s in first}) == 20, "the second epoch is augmented anew"
+    first, other, late = stream(0, 0), stream(1, 0), stream(0, 6)
+    assert first["image"].shape == (20, 3, 32, 32)
+    for epoch in (first["row"][:10], first["row"][10:], other["row"][:10]):
+        assert sorted(epoch) == list(range(10))
+    assert first["row"].tolist() != other["row"].tolist()
+    assert len({image.tobytes() for image in first["image"]}) == 20, "the second epoch is augmented anew"
+    for name in first:
+        np.testing.assert_array_equal(late[name], first[name][6:])
+    presence = [data.presence_vector(row["presence"], 1 + len(synthetic.CLASSES)) for row in images]
+    np.testing.assert_array_equal(first["presence"], np.stack(presence)[first["row"]])
 
 
 def test_crf_pool_agrees_with_the_plain_function_and_survives_a_lost_actor(places):
@@ -354,7 +368,8 @@ def test_crf_pool_agrees_with_the_plain_function_and_survives_a_lost_actor(place
     labels = [np.array([0, 3, 5][: len(p)], np.uint8) for p in probs]
     params = CRFParams(iterations=3)
     expected = pool.refine(images, probs, labels, params)
-    actors = pool.CRFPool(plan.crf_actors, plan.unit)
+    actors = pool.CRFPool(cluster.places(cluster.nodes(), plan.crf_actors, plan.unit), plan.unit)
+    assert len(actors.actors) == plan.crf_actors
     np.testing.assert_array_equal(actors.request(images, probs, labels, params).masks(), expected)
     ray.kill(actors.actors[0], no_restart=False)
     np.testing.assert_array_equal(actors.request(images, probs, labels, params).masks(), expected)
@@ -379,7 +394,7 @@ def test_a_crf_actor_that_is_lost_in_an_epoch_changes_nothing(places):
     images, _, refined, static_net, undisturbed = first_round(workspace)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with Session(small, "loss") as session:
-        crfs = pool.CRFPool(2, session.plan.unit)
+        crfs = pool.CRFPool(cluster.places(cluster.nodes(), 2, session.plan.unit), session.plan.unit)
         start = Artifact("static", "", static_net)
         crf = KillingCRF(small.dynamic.crf, crfs)
         task = DynamicTask(small.network, small.dynamic, 1 + len(synthetic.CLASSES), start, crf)
@@ -412,9 +427,16 @@ def test_a_users_mistake_ends_with_one_message(places, tmp_path, args, message):
 def test_a_training_that_diverges_ends_with_one_message(places, tmp_path):
     folder, _ = places
     wild = ["--seeds.classifier.lr", "1e30", "--seeds.classifier.epochs", "4"]
-    with pytest.raises(SystemExit, match=r"\[classifier\] loss.class is (nan|inf) at step \d+: lower the"):
+    with pytest.raises(SystemExit) as error:
         run_job("seeds", *SMALL, *wild, "--data", folder, "--workspace", tmp_path)
+    found = re.search(r"\[classifier\] loss.class is (nan|inf) at step (\d): lower the .*: (.*)$", str(error.value))
+    assert found, error.value
+    names = found[3].split(", ")
+    assert set(names) <= set(voc.read_split(voc.open_folder(folder), "train"))
+    assert len(set(names)) == len(names) == 10, "a step of the whole list"
     assert not list((tmp_path / "artifacts").glob("classifier-*"))
+    kept = [json.loads(path.read_text())["epoch"] for path in tmp_path.glob("runs/*/*/*/meta.json")]
+    assert max(kept, default=0) < int(found[2]), "nothing was kept of that epoch"
 
 
 def test_a_relative_workspace_is_refused_in_a_submitted_job(tmp_path):

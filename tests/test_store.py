@@ -87,6 +87,12 @@ def test_the_key_follows_from_nested_artifacts_and_dataclasses(store):
     assert len({key(1, 1), key(2, 1), key(1, 2)}) == 3
 
 
+def test_the_key_follows_from_a_number_s_value_and_not_from_its_type(store):
+    keys = {store.identify("a", {"weight": weight, "rest": [0.5, float("inf")]}).key for weight in (5, 5.0)}
+    assert len(keys) == 1
+    assert store.identify("a", {"weight": 5.5, "rest": [0.5, float("inf")]}).key not in keys
+
+
 def test_the_key_does_not_depend_on_the_workspace(tmp_path):
     one, other = (
         s.identify("outer", {"inner": s.identify("inner", {})}) for s in (Store(tmp_path / "a"), Store(tmp_path / "b"))

@@ -1,0 +1,109 @@
+"""What breaks from outside: a full disk, processes that are killed."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray
+from small import ROOT, SMALL
+
+from ssdd import cluster, config, data, images
+from ssdd.jobs import job
+from ssdd.session import Session
+
+FILL = """
+import errno, sys
+from pathlib import Path
+import pyarrow as pa
+import torch
+from ssdd import training
+from ssdd.store import Store, write_text
+from ssdd.tables import cut, open_table, write_table
+
+schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
+store = Store(Path(sys.argv[1]))
+
+def make(count):
+    ids = [f"{k:03d}" for k in range(count)]
+    rows = ({"image_id": i, "image": Path("/dev/urandom").open("rb").read(20_000)} for i in ids)
+    return lambda folder: write_table(folder, cut(ids, 4), schema, rows)
+
+small = store.build("small", {}, make(4))
+for large in (make(40), lambda folder: training.save(torch.zeros(100_000), folder / "model.pt")):
+    try:
+        store.build("large", {}, large)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC, error
+    else:
+        raise AssertionError("it fitted")
+assert [path.name for path in store.root.iterdir()] == [small.path.name]
+assert [len(row["image"]) for row in open_table(small.path)] == [20_000] * 4
+store.build("after", {}, make(4))
+print("kept")
+"""
+
+
+def test_a_full_disk_leaves_what_was_there_and_no_half_table(tmp_path):
+    mount = f"mount -t tmpfs -o size=300k tmpfs '{tmp_path}'"
+    private = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*private, mount], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    command = [*private, f'{mount} && exec "$0" -c "$1" "$2"', sys.executable, FILL, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "kept\n", done.stderr
+
+
+@pytest.mark.ray
+def test_a_full_disk_ends_a_job_with_a_message(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["job", *SMALL, "--workspace", str(tmp_path)])
+
+    def run(session):
+        raise OSError(errno.ENOSPC, "No space left on device", "part-00001.parquet")
+
+    with pytest.raises(SystemExit, match=r"static: no space left .*part-00001\.parquet.*; make some and give the same"):
+        job("static", run, None)
+
+
+@pytest.mark.ray
+@pytest.mark.minutes
+def test_nobody_gets_into_a_local_ray_without_its_token(places, tmp_path):
+    cluster.connect(config.parse([*SMALL, "--workspace", str(tmp_path)]))
+    address = ray.get_runtime_context().gcs_address
+    enter = f"import ray; ray.init('{address}', logging_level=50); print('inside')"
+    guessed = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-that-somebody-guessed"}
+    done = subprocess.run([sys.executable, "-c", enter], env=guessed, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "inside" not in done.stdout
+    assert "Failed to connect to Ray cluster" in done.stderr
+
+
+@dataclass(frozen=True)
+class Killing:
+    """A CRF stage whose process is killed with the third image, once."""
+
+    mark: Path
+
+    def __call__(self, rows):
+        object.__setattr__(self, "seen", getattr(self, "seen", 0) + len(rows))
+        if self.seen >= 3 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [{"image_id": row["image_id"], "size": len(row["image"])} for row in rows]
+
+
+@pytest.mark.ray
+def test_a_ray_data_actor_that_is_killed_changes_nothing(places, tmp_path):
+    folder, workspace = places
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
+    with Session(config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)]), "killed") as session:
+        table = images.run(session, "train").table
+        rows = list(data.infer([table], ["image"], None, Killing(tmp_path / "killed"), 4, session.plan))
+    assert (tmp_path / "killed").exists()
+    assert sorted((row["image_id"], row["size"]) for row in rows) == sorted(
+        (row["image_id"], len(row["image"])) for row in table
+    )

@@ -1,0 +1,148 @@
+"""Clusters of several nodes, simulated on one machine, each in a process of its own."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from small import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.minutes]
+
+START = """
+import json, os, signal, sys, threading, time
+from dataclasses import dataclass, replace
+from pathlib import Path
+import numpy as np, ray, torch
+from ray.cluster_utils import Cluster
+from small import SMALL
+from ssdd import cluster, config, data, images, pool, seeds, synthetic, training
+from ssdd.session import Session
+from ssdd.tables import open_table
+
+work = Path(sys.argv[1])
+ray.cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+
+def session(name, **changes):
+    args = [*SMALL[4:], "--data", str(work / "data"), "--workspace", str(work / "w")]
+    return Session(replace(config.parse(args), **changes), name)
+
+def classifier_task(s, kind=seeds.ClassifierTask, epochs=3, **more):
+    pretrained = seeds.run_backbone(s)
+    train = replace(s.config.seeds.classifier, epochs=epochs, batch_size=4)
+    return kind(s.config.network, train, 1 + len(synthetic.CLASSES), pretrained.path, **more)
+
+def start(*nodes, **head):
+    made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **head))
+    started = [made.add_node(**node) for node in nodes]
+    made.wait_for_nodes()
+    os.environ["RAY_ADDRESS"] = made.address
+    return made, started
+
+@dataclass(frozen=True)
+class Where(seeds.ClassifierTask):
+    "Without dropout, which each worker draws for itself; notes its node and its steps."
+    folder: Path = Path()
+
+    def build(self):
+        net = super().build()
+        net.dropout.p = 0.0
+        return net
+
+    def losses(self, net, batch):
+        object.__setattr__(self, "steps", getattr(self, "steps", 0) + 1)
+        (self.folder / f"{ray.get_runtime_context().get_node_id()}-{os.getpid()}").write_text(str(self.steps))
+        if self.steps == 4 and not (self.folder / "lost").exists():
+            time.sleep(2)  # a step in whose midst the other node is lost
+        return super().losses(net, batch)
+
+def weights(artifact):
+    return torch.load(artifact.path / training.MODEL, weights_only=True)
+
+synthetic.generate(work / "data", train=10, val=2)
+"""
+
+
+def run(script, folder, timeout=280):
+    text = START + textwrap.dedent(script)
+    command = [sys.executable, "-c", text, str(folder)]
+    done = subprocess.run(
+        command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=timeout, start_new_session=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    print(done.stdout)
+    return done.stdout
+
+
+def test_two_workers_on_two_nodes_are_one_and_a_lost_node_changes_nothing(tmp_path):
+    out = run(
+        """
+        made, (first, second) = start(dict(num_cpus=2), dict(num_cpus=2))
+
+        (work / "quiet").mkdir(), (work / "loud").mkdir()
+        (work / "quiet" / "lost").touch()
+        with session("one", workers=1) as s:
+            table = images.run(s, "train").table
+            one = training.run(s, "one", {"a": 1}, classifier_task(s, Where, folder=work / "quiet"), [table])
+        for path in (work / "quiet").glob("*-*"):
+            path.unlink()
+        with session("two", workers=2) as s:
+            two = training.run(s, "two", {"a": 2}, classifier_task(s, Where, folder=work / "quiet"), [table])
+        nodes = {p.name.split("-")[0] for p in (work / "quiet").glob("*-*")}
+        assert len(nodes) == 2, nodes
+
+        def lose():
+            while not any(p.read_text() == "4" for p in (work / "loud").glob("*-*")):
+                time.sleep(0.05)
+            made.remove_node(second, allow_graceful=False)
+            (work / "loud" / "lost").touch()
+
+        threading.Thread(target=lose, daemon=True).start()
+        with session("three", workers=2) as s:
+            three = training.run(s, "three", {"a": 3}, classifier_task(s, Where, folder=work / "loud"), [table])
+        for name, value in weights(one).items():
+            for other in (two, three):
+                torch.testing.assert_close(weights(other)[name], value, rtol=1e-3, atol=1e-4)
+        print("the same from one worker, two nodes, and through the loss of one")
+        """,
+        tmp_path,
+    )
+    assert "[three] lost a process" in out
+    assert "the same from one worker" in out
+
+
+def test_crf_actors_go_to_nodes_without_gpus_first(tmp_path):
+    out = run(
+        """
+        start(dict(num_cpus=4, num_gpus=1), dict(num_cpus=2), dict(num_cpus=2))
+        ray.init()
+        gpu = {n.node_id for n in cluster.nodes() if n.gpus}
+        assert len(cluster.nodes()) == 3 and len(gpu) == 1
+        crfs = pool.CRFPool(cluster.places(cluster.nodes(), 4, 1), 1)
+        where = ray.get([actor.node.remote() for actor in crfs.actors])
+        assert len(set(where)) == 2 and not set(where) & gpu, where
+        crfs.close()
+        crfs = pool.CRFPool(cluster.places(cluster.nodes(), 6, 1), 1)
+        where = ray.get([actor.node.remote() for actor in crfs.actors])
+        assert sum(node in gpu for node in where) == 2, "the others have no room"
+        print("CPU nodes have the CRF first")
+        """,
+        tmp_path,
+    )
+    assert "CPU nodes have the CRF first" in out
+
+
+def test_a_nearly_full_object_store_slows_and_ends_nothing(tmp_path):
+    out = run(
+        """
+        start(dict(num_cpus=2, object_store_memory=80 * 2**20), object_store_memory=80 * 2**20)
+        with session("full") as s:
+            held = [ray.put(np.zeros(10 * 2**20, np.uint8)) for _ in range(7)]
+            table = images.run(s, "train").table
+            made = training.run(s, "full", {"a": 1}, classifier_task(s), [table])
+            assert all(torch.isfinite(v).all() for v in weights(made).values())
+        print("trained beside", len(held) * 10, "of 80 MiB")
+        """,
+        tmp_path,
+    )
+    assert "trained beside 70 of 80 MiB" in out
