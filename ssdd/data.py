@@ -79,16 +79,15 @@ class Order:
         """Epoch and image, as its row in the tables, at each position of a piece of the stream."""
         parts = -(-self.images // self.part_size)
         for epoch in range(begin // self.images, -(-end // self.images)):
-            first = epoch * self.images
-            order = np.random.default_rng([self.seed, epoch]).permutation(parts)
-            for k in range(0, parts, self.together):
-                starts = self.part_size * order[k : k + self.together]
-                rows = np.concatenate([np.arange(s, min(s + self.part_size, self.images)) for s in starts])
-                wanted = slice(max(0, begin - first), max(0, end - first))
-                if first < end and first + len(rows) > begin:
-                    shuffled = np.random.default_rng([self.seed, epoch, k]).permutation(rows)
-                    yield from ((epoch, int(row)) for row in shuffled[wanted])
-                first += len(rows)
+            starts = self.part_size * np.random.default_rng([self.seed, epoch]).permutation(parts)
+            sizes = np.minimum(self.part_size, self.images - starts)
+            bounds = np.append(0, np.add.reduceat(sizes, range(0, parts, self.together)).cumsum()) + epoch * self.images
+            for group in np.flatnonzero((bounds[:-1] < end) & (bounds[1:] > begin)):
+                k, first = int(group) * self.together, bounds[group]
+                together = zip(starts[k : k + self.together], sizes[k : k + self.together], strict=True)
+                rows = np.concatenate([np.arange(start, start + size) for start, size in together])
+                shuffled = np.random.default_rng([self.seed, epoch, k]).permutation(rows)
+                yield from ((epoch, int(row)) for row in shuffled[max(0, begin - first) : end - first])
 
 
 def pieces(order: Order, stream: range) -> list[range]:
