@@ -69,12 +69,10 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
     } | ({"skip_broken": True} if skip else {})
 
     def make(path: Path) -> None:
-        records, problems = voc.sound_records(folder, split, need_labels=need_labels)
-        title = f"{folder.root}, split {split!r}"
-        if problems and not (skip and records):
-            raise voc.listing(title, problems)
+        records, problems = voc.load_records(folder, split, need_labels=need_labels, skip_broken=skip)
         if problems:
-            (path / SKIPPED).write_text(f"{voc.listing(title, problems, shown=len(problems))}\n")
+            every = voc.listing(f"{folder.root}, split {split!r}", problems, shown=len(problems))
+            (path / SKIPPED).write_text(f"{every}\n")
         # In random order: what users number by class must not come class by class.
         order = np.random.default_rng(0).permutation(len(records))
         parts = cut([records[i].image_id for i in order], session.config.part_size)

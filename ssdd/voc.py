@@ -218,31 +218,31 @@ def _is_plain(name: str) -> bool:
 
 
 def load_records(
-    folder: VOCFolder, split: str, *, need_labels: bool = True, need_masks: bool = False, workers: int = 8
-) -> list[Record]:
+    folder: VOCFolder,
+    split: str,
+    *,
+    need_labels: bool = True,
+    need_masks: bool = False,
+    skip_broken: bool = False,
+    workers: int = 8,
+) -> tuple[list[Record], list[_Problem]]:
     """The records of a split, in its order, after decoding every image and mask of it.
 
     Labels come from labels.csv if there is one, else from the image's XML file, else from its mask; without
     `need_labels` they are not read and `presence` is empty. A mask that exists is checked, needed or not.
-    Raises one DataError that lists every problem of every id.
+    Raises one DataError that lists every problem of every id. With `skip_broken` it does so only if no record is
+    without a problem; else those records come with the problems of the others, for `listing`.
     """
-    records, problems = sound_records(folder, split, need_labels=need_labels, need_masks=need_masks, workers=workers)
-    if problems:
-        raise listing(f"{folder.root}, split {split!r}", problems)
-    return records
-
-
-def sound_records(
-    folder: VOCFolder, split: str, *, need_labels: bool = True, need_masks: bool = False, workers: int = 8
-) -> tuple[list[Record], list[_Problem]]:
-    """The records of `load_records` that have no problem, and the problems of the others, for `listing`."""
     ids = read_split(folder, split)
     rows = _read_rows(folder._csv()) if need_labels and folder._csv().exists() else None
     checker = _Checker(folder, folder._images(), rows, need_labels, need_masks)
     with ThreadPoolExecutor(workers) as pool:  # Pillow lets go of the GIL while it decodes
         checked = list(pool.map(checker.check, ids))
     problems = [problem for _, found in checked for problem in found]
-    return [record for record, found in checked if not found], problems
+    sound = [record for record, found in checked if not found]
+    if problems and not (skip_broken and sound):
+        raise listing(f"{folder.root}, split {split!r}", problems)
+    return sound, problems
 
 
 _Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: its lines' numbers and cells

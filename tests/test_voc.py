@@ -24,7 +24,6 @@ from ssdd.voc import (
     read_image,
     read_mask,
     read_split,
-    sound_records,
     stats,
     voc_palette,
 )
@@ -90,7 +89,7 @@ class Builder:
         return self
 
     def records(self, split: str = "train", **options):
-        return load_records(open_folder(self.root), split, **options)
+        return load_records(open_folder(self.root), split, **options)[0]
 
     def presence(self, **options) -> dict[str, tuple[int, ...]]:
         return {record.image_id: record.presence for record in self.records(**options)}
@@ -313,7 +312,7 @@ def test_sound_records_come_with_the_problems_of_the_others(voc):
     voc.split(*ids).images(*ids).csv("a,cat", "b,dog", "cut,cat", "none,", "tiny,dog", "elsewhere,cat")
     voc.write("JPEGImages/cut.jpg", encode(pixels(0, 60, 80))[:-40])
     voc.write("JPEGImages/tiny.jpg", encode(pixels(0, 1, 1)))
-    records, problems = sound_records(open_folder(voc.root), "train")
+    records, problems = load_records(open_folder(voc.root), "train", skip_broken=True)
     assert [record.image_id for record in records] == ["b", "a", "tiny"]
     assert [(kind, voc.root.name in detail) for kind, detail in problems] == [
         ("unreadable image", True),
@@ -534,7 +533,7 @@ def test_real_splits():
 
 @needs_real
 def test_real_labels_come_from_the_masks():
-    records = load_records(open_folder(REAL), "val", need_masks=True)
+    records, _ = load_records(open_folder(REAL), "val", need_masks=True)
     assert len(records) == 336
     assert records[0].image_id == "2007_000033"
     assert records[0].presence == (1,)
@@ -548,7 +547,7 @@ def test_real_labels_come_from_the_masks():
 
 @needs_real
 def test_real_palette_and_mask_size():
-    record = load_records(open_folder(REAL), "val")[0]
+    record = load_records(open_folder(REAL), "val")[0][0]
     with Image.open(record.mask_path) as image:
         assert image.getpalette() == voc_palette().ravel().tolist()
     assert len(encode_mask(read_mask(record.mask_path))) <= record.mask_path.stat().st_size
