@@ -11,7 +11,7 @@ test: lint ## everything
 	$(BIN)/python -m pytest
 
 test-pure: .venv/installed ## what needs no Ray cluster
-	$(BIN)/python -m pytest -m "not ray and not minutes"
+	$(BIN)/python -m pytest -m "not ray"
 
 test-faults: .venv/installed ## lost nodes, a full object store, a long run with kills: a quarter of an hour
 	$(BIN)/python -m pytest -m minutes -s

@@ -202,9 +202,8 @@ def connect(config: Config) -> Plan:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # sees sooner that a training has ended
         if own_size:
-            ray.init("local", num_cpus=config.num_cpus, include_dashboard=False, **options)
-        else:
-            ray.init(address, **options)
+            options |= dict(num_cpus=config.num_cpus, include_dashboard=False)
+        ray.init(address, **options)
     if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
         raise ResourceError(
             f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "

@@ -131,7 +131,6 @@ TRIAL = """
 import pickle, sys
 tracker, number = pickle.loads(bytes.fromhex(sys.argv[1])), int(sys.argv[2])
 from ssdd import config
-from ssdd.tracking import Tracker, TrackingError
 own = tracker.child(config.mini(), f"trial {number}")
 for step in range(30):
     own.metrics({"dynamic.loss.main": 1 / (step + 1), "dynamic.iou": step}, step)
