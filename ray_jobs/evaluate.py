@@ -10,16 +10,16 @@ VOC's test server takes them, results.tgz.
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from ssdd import config, evaluate
 from ssdd.jobs import job, own_flag
+from ssdd.paths import to_path
 from ssdd.session import resolve
 
 
 def read_config(args):
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--workspace", type=Path)
+    first.add_argument("--workspace", type=to_path)
     first.add_argument("--preset")
     known, _ = first.parse_known_args(args)
     if known.preset:

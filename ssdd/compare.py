@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -13,6 +12,7 @@ import ray
 from ssdd import cluster, dynamic, evaluate, images, knowledge, static
 from ssdd.config import ConfigError
 from ssdd.images import Images
+from ssdd.paths import AnyPath
 from ssdd.report import Scores, mean_known, per_class_lines, table_lines
 from ssdd.seeds import Seeds
 from ssdd.session import Session, StoppedError
@@ -80,7 +80,7 @@ def _one(session: Session, made: Seeds, test: Images) -> Scores:
     models: dict[str, Artifact] = {name: train[name]() for name in ROWS if name in config.compare.rows}
     if config.seed == config.compare.random_seeds[0] and "dynamic" in models:
         evaluate.remember(session, made.images.classes, models)
-    folders: dict[str, Path] = {name: model.path for name, model in models.items()}
+    folders: dict[str, AnyPath] = {name: model.path for name, model in models.items()}
     return scores | evaluate.score_models(session, test, folders, config.network, made.images.classes, config.split)
 
 

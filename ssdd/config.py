@@ -11,12 +11,24 @@ import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 import yaml
 
 from ssdd.crf import CRFParams
+from ssdd.paths import AnyPath, to_path
+
+_Folder = Annotated[
+    AnyPath | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}|DIR|s3://BUCKET/KEY",
+        instance_from_str=lambda args: None if args[0] == "None" else to_path(args[0]),
+        is_instance=lambda value: value is None or isinstance(value, AnyPath),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 class ConfigError(ValueError):
@@ -277,13 +289,15 @@ class Config:
     evaluate: EvaluateConfig
     preset: Literal["mini", "photographs", "paper"] = "mini"
     """mini: the embedded data set, minutes on 2 cores; photographs: VOC-like images there; paper: sec. 5.1's values."""
-    data: Path | None = None
-    """A VOC-layout folder. Without it the embedded data set is drawn into the workspace."""
-    workspace: Path | None = None
-    """Where everything is written. Default: ./workspace; for a submitted Ray job, ~/ssdd-workspace on the head node."""
-    knowledge: Path | None = None
+    data: _Folder = None
+    """A VOC-layout folder, on a disk or as s3://BUCKET/KEY. Without it the embedded data set is drawn into the
+    workspace."""
+    workspace: _Folder = None
+    """Where everything is written, a folder that every node sees: of a shared disk, or s3://BUCKET/KEY. Default:
+    ./workspace; for a submitted Ray job, ~/ssdd-workspace on the head node."""
+    knowledge: _Folder = None
     """A folder of masks ID.png that take the place of PSA's as knowledge; needs `advice`."""
-    advice: Path | None = None
+    advice: _Folder = None
     """The masks ID.png of the same images after a mapping, say a CRF; needs `knowledge`."""
     train_split: str = "train"
     """The image list that is trained on (ImageSets/Segmentation/*.txt)."""
@@ -647,7 +661,7 @@ def _rebuild(kind: Any, data: Any) -> Any:
         return kind(**{name: _rebuild(hints[name], value) for name, value in data.items()})  # type: ignore[operator]
     if isinstance(data, list):
         return tuple(Path(item) if Path in get_args(kind) else item for item in data)
-    return Path(data) if data is not None and (kind is Path or Path in get_args(kind)) else data
+    return to_path(data) if data is not None and Path in get_args(kind) else data
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

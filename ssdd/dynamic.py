@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from ssdd.images import Images
 from ssdd.losses import Means
 from ssdd.metrics import ConfusionMatrix
 from ssdd.networks import DynamicNet, SegmentationNet
+from ssdd.paths import AnyPath
 from ssdd.pool import CRFPool
 from ssdd.seeds import SEED_SCHEMA, Seeds, backbone_in
 from ssdd.session import Session
@@ -270,7 +270,7 @@ class DynamicTask:
         }
 
 
-def load_segmentation(network: NetworkConfig, classes: int, path: Path) -> SegmentationNet:
+def load_segmentation(network: NetworkConfig, classes: int, path: AnyPath) -> SegmentationNet:
     """The part that is used at test time of any trained network, ready for inference on this process's device."""
     net = SegmentationNet(network, classes)
     training.load_parts(net, path, {"backbone": "backbone", "main": "main"})
@@ -331,7 +331,7 @@ class PredictStage:
         network: NetworkConfig,
         evaluate: EvaluateConfig,
         classes: int,
-        models: dict[str, Path],
+        models: dict[str, AnyPath],
         present_only: bool = False,
     ):
         self.evaluate, self.present_only = evaluate, present_only

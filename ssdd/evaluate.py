@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from ssdd.diagnostics import DifferenceReport
 from ssdd.dynamic import Models
 from ssdd.images import Images
 from ssdd.metrics import ConfusionMatrix
+from ssdd.paths import AnyPath, relative
 from ssdd.report import Scores, collapsed
 from ssdd.seeds import Seeds
 from ssdd.session import Session, resolve
@@ -134,7 +134,7 @@ def _log(session: Session, scores: Scores) -> None:
     session.tracker.metrics(scores.mean | {f"difference.{k}": v for k, v in scores.difference.items()})
 
 
-def export_refined(refined: Refined, folder: Path) -> None:
+def export_refined(refined: Refined, folder: AnyPath) -> None:
     """The refined masks as ID.png in a new folder, which appears when it is whole."""
     with whole(folder) as aside:
         aside.mkdir()
@@ -185,7 +185,7 @@ def _rounds(session: Session, made: Seeds) -> tuple[Models, Scores]:
     return models, Scores(earlier, {}) | scores
 
 
-def rescore(session: Session, submission: Path | None = None) -> Scores:
+def rescore(session: Session, submission: AnyPath | None = None) -> Scores:
     """Score the workspace's models on the configured data and split, or train them first if there are none.
 
     Scores of the training's own data and split replace those in `metrics.json`; others are written to
@@ -238,11 +238,11 @@ def open_split(session: Session) -> Images | None:
 def score_models(
     session: Session,
     test: Images,
-    models: dict[str, Path],
+    models: dict[str, AnyPath],
     network: NetworkConfig,
     classes: tuple[str, ...],
     name: str,
-    submission: Path | None = None,
+    submission: AnyPath | None = None,
 ) -> Scores:
     """Predict an image list with several models, with and without CRF; score where there are true masks.
 
@@ -295,7 +295,7 @@ def score_models(
     return scored.scores
 
 
-def write_submission(table: Table, column: str, path: Path) -> None:
+def write_submission(table: Table, column: str, path: AnyPath) -> None:
     """An archive as VOC's test server takes it: results/VOC2012/Segmentation/comp6_test_cls/ID.png."""
     with whole(path) as aside, tarfile.open(aside, "w:gz") as archive:
         for row in table:
@@ -309,12 +309,12 @@ def remember(session: Session, classes: tuple[str, ...], models: dict[str, Artif
     record = Trained(
         to_dict(replace(session.config, data=images.data_path(session.config))),
         classes,
-        {name: str(model.path.relative_to(session.workspace)) for name, model in models.items()},
+        {name: relative(model.path, session.workspace) for name, model in models.items()},
     )
     write_text(session.workspace / TRAINED, json.dumps(to_dict(record), indent=1))
 
 
-def recall(workspace: Path) -> Trained | None:
+def recall(workspace: AnyPath) -> Trained | None:
     """The workspace's `trained.json`, or None where nothing was trained to the end.
 
     Its configuration is without what belonged to the machine of the training.
@@ -337,13 +337,13 @@ def recall(workspace: Path) -> Trained | None:
         raise ConfigError(f"{path} was written by another version ({error}); run ray_jobs/dynamic.py again") from error
 
 
-def write_scores(path: Path, scores: Scores) -> None:
+def write_scores(path: AnyPath, scores: Scores) -> None:
     """Mean IoUs by name, and `per_class` and `difference` beside them, all but the AUCs in percent."""
     record = {**scores.mean, "per_class": scores.per_class, "difference": scores.difference}
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: AnyPath) -> Scores:
     """The inverse of `write_scores`."""
     record = json.loads(path.read_text())
     return Scores(per_class=record.pop("per_class", {}), difference=record.pop("difference", {}), mean=record)
@@ -375,9 +375,9 @@ def _spread(
 def _save(session: Session, draw: Callable[[], Any], name: str) -> None:
     name += session.part
     path = session.workspace / "figures" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
     with _DRAWING:
         figure = draw()
-        figure.savefig(path, dpi=110, bbox_inches="tight")
+        with whole(path) as aside:
+            figure.savefig(aside, dpi=110, bbox_inches="tight")
         session.tracker.figure(figure, name)
-    session.console.line(f"picture {path.relative_to(session.workspace)}")
+    session.console.line(f"picture {relative(path, session.workspace)}")

@@ -1,13 +1,14 @@
 """Stage 0: a checked image list as a table: encoded image, image-level labels and, for evaluation, the true mask."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from ssdd import data, synthetic, voc
 from ssdd.config import Config, ConfigError
+from ssdd.paths import AnyPath, disk_beside, relative
 from ssdd.session import Session, resolve
 from ssdd.store import Artifact
 from ssdd.tables import Row, Table, cut, open_table, write_table
@@ -42,12 +43,12 @@ def open_data(session: Session) -> VOCFolder:
     if path is not None:
         return voc.open_folder(path)
     try:
-        return voc.open_folder(synthetic.generate(session.workspace / "embedded"))
+        return voc.open_folder(synthetic.generate(disk_beside(session.workspace) / "embedded"))
     except FileExistsError as error:
         raise ConfigError(f"{error}; delete that folder, it will be drawn again") from error
 
 
-def data_path(config: Config) -> Path | None:
+def data_path(config: Config) -> AnyPath | None:
     """The folder that the configuration names, absolute; None for the embedded data set."""
     return None if config.data is None else resolve(config.data, default="data", flag="--data")
 
@@ -68,15 +69,16 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         "part_size": session.config.part_size,
     } | ({"skip_broken": True} if skip else {})
 
-    def make(path: Path) -> None:
+    def make(path: AnyPath) -> None:
         records, problems = voc.load_records(folder, split, need_labels=need_labels, skip_broken=skip)
         if problems:
             every = voc.listing(f"{folder.root}, split {split!r}", problems, shown=len(problems))
             (path / SKIPPED).write_text(f"{every}\n")
         # In random order: what users number by class must not come class by class.
         order = np.random.default_rng(0).permutation(len(records))
-        parts = cut([records[i].image_id for i in order], session.config.part_size)
-        rows = data.counted(map(_row, records), len(records), session.console.stage(name))
+        records = [records[i] for i in order]
+        parts = cut([record.image_id for record in records], session.config.part_size)
+        rows = data.counted(_rows(records, folder), len(records), session.console.stage(name))
         write_table(path, parts, SCHEMA, rows)
 
     artifact = session.build(name, recipe, make)
@@ -84,10 +86,16 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
     skipped = artifact.path / SKIPPED
     if skipped.exists():
         count = len(voc.read_split(folder, split)) - table.rows
-        where = skipped.relative_to(session.workspace)
+        where = relative(skipped, session.workspace)
         session.console.line(f"[{name}] {count} images left out, {table.rows} remain; why: {where}")
         session.tracker.metrics({f"skipped.{split}": count})
     return Images(table, artifact, folder.classes)
+
+
+def _rows(records: list[Record], folder: VOCFolder) -> Iterator[Row]:
+    with voc.readers(folder.root) as pool:
+        for k in range(0, len(records), 64):  # as many as may wait in memory
+            yield from pool.map(_row, records[k : k + 64])
 
 
 def _row(record: Record) -> Row:

@@ -3,13 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ssdd import config as configuration
 from ssdd.backbones import WeightsError
 from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
+from ssdd.paths import RemotePath, to_path
 from ssdd.report import table_lines
 from ssdd.session import Session
 from ssdd.store import DISK_FULL
@@ -23,7 +23,7 @@ ERRORS = (ConfigError, DataError, ResourceError, WeightsError, DivergedError, Lo
 """What the user can mend."""
 
 
-def own_flag(flag: str, kind: Callable[[str], Any] = Path, default: Any = None) -> tuple[Any, list[str]]:
+def own_flag(flag: str, kind: Callable[[str], Any] = to_path, default: Any = None) -> tuple[Any, list[str]]:
     """The value of a flag that only one script has, and the command line without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, type=kind, default=default, dest="value")
@@ -47,6 +47,7 @@ def job(
         config: reads the configuration; from the command line if None.
         report: the result as lines for the terminal.
     """
+    chosen = None
     try:
         chosen = config() if config else configuration.parse(description=description)
         with Session(chosen, name) as session:
@@ -54,8 +55,10 @@ def job(
     except ERRORS as error:
         sys.exit(f"{name}: {error}")
     except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        sys.exit(f"{name}: no space left on the disk ({error}); make some and give the same command again: it goes on")
+        if error.errno in DISK_FULL:
+            sys.exit(f"{name}: no space left on the disk ({error}); make some and give the same command: it goes on")
+        if error.errno is None and chosen and isinstance(chosen.workspace, RemotePath):
+            sys.exit(f"{name}: the object store fails ({error}); give the same command again: it goes on")
+        raise
     for line in report(result):
         print(line)

@@ -1,12 +1,12 @@
 """Knowledge and advice of the training list: PSA's seeds, or two folders of masks that another method made."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 
 from ssdd import images, seeds, voc
 from ssdd.images import Images
+from ssdd.paths import AnyPath
 from ssdd.seeds import Seeds
 from ssdd.session import Session, resolve
 from ssdd.tables import Row
@@ -30,7 +30,7 @@ def run(session: Session) -> Seeds:
     )
 
 
-def given(session: Session, train: Images, folders: dict[str, Path]) -> Seeds:
+def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds:
     """Masks ID.png out of two folders, as `Seeds` whose networks start from ImageNet's backbone.
 
     Raises:

@@ -5,7 +5,6 @@ Their ResNet-38 has our names. Whatever else a file holds is named in the tables
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ssdd.backbones import ResNet38, resnet38_name
 from ssdd.networks import AffinityNet, Classifier, DynamicNet, SegmentationHead, SegmentationNet, StaticNet
+from ssdd.paths import AnyPath
 from ssdd.weight_files import WeightsError, read
 
 __all__ = ["Converted", "WeightsError", "convert", "fill", "read"]
@@ -90,7 +90,7 @@ def convert(state: Mapping[str, Tensor], source: str) -> Converted:
     return Converted(kind, ours, tuple(left))
 
 
-def fill(net: nn.Module, files: Sequence[Path]) -> list[str]:
+def fill(net: nn.Module, files: Sequence[AnyPath]) -> list[str]:
     """Fill a network from published files that together have every tensor of it; return a line a file to print.
 
     `net` is a Classifier, AffinityNet, SegmentationNet, StaticNet or DynamicNet on a ResNet-38. It stays as it was

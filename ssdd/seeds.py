@@ -19,6 +19,7 @@ from ssdd.data import Sampling
 from ssdd.images import Images
 from ssdd.losses import Means
 from ssdd.networks import AffinityNet, Classifier, seed_size
+from ssdd.paths import AnyPath
 from ssdd.session import Session
 from ssdd.step import Batch
 from ssdd.store import Artifact
@@ -157,7 +158,7 @@ def run_backbone(session: Session) -> Artifact:
     if Path(config.weights).is_file():
         recipe["file"] = (Path(config.weights).stat().st_size, Path(config.weights).stat().st_mtime_ns)
 
-    def make(folder: Path) -> None:
+    def make(folder: AnyPath) -> None:
         torch.manual_seed(session.config.seed)
         backbone = build_backbone(config)
         source = load_weights(backbone, config)
@@ -174,7 +175,7 @@ class ClassifierTask:
     network: NetworkConfig
     train: TrainConfig
     classes: int
-    pretrained: Path
+    pretrained: AnyPath
 
     @property
     def sampling(self) -> Sampling:
@@ -182,7 +183,7 @@ class ClassifierTask:
 
     def build(self) -> Classifier:
         net = Classifier(self.network, self.classes - 1)
-        net.backbone.load_state_dict(torch.load(self.pretrained / training.MODEL, weights_only=True))
+        net.backbone.load_state_dict(training.read(self.pretrained / training.MODEL))
         return net
 
     elsewhere = False
@@ -201,7 +202,7 @@ class AffinityTask:
     network: NetworkConfig
     seeds: SeedsConfig
     classes: int
-    pretrained: Path
+    pretrained: AnyPath
 
     @property
     def train(self) -> TrainConfig:
@@ -213,7 +214,7 @@ class AffinityTask:
 
     def build(self) -> AffinityNet:
         net = AffinityNet(self.network)
-        net.backbone.load_state_dict(torch.load(self.pretrained / training.MODEL, weights_only=True))
+        net.backbone.load_state_dict(training.read(self.pretrained / training.MODEL))
         return net
 
     elsewhere = False
@@ -233,7 +234,7 @@ class AffinityTask:
 class CamStage:
     """Network actor: multi-scale CAMs of the present classes, divided by their maximum; (n, s, s) at stride 8."""
 
-    def __init__(self, network: NetworkConfig, seeds: SeedsConfig, classes: int, classifier: Path):
+    def __init__(self, network: NetworkConfig, seeds: SeedsConfig, classes: int, classifier: AnyPath):
         self.seeds = seeds
         self.net = training.load(Classifier(network, classes - 1), classifier)
 
@@ -277,7 +278,7 @@ def multi_scale(
 class WalkStage:
     """Network actor: the random walk on the CAMs; `probs` of the presence labels, (1 + n, s, s) at stride 8."""
 
-    def __init__(self, network: NetworkConfig, seeds: SeedsConfig, affinity_net: Path):
+    def __init__(self, network: NetworkConfig, seeds: SeedsConfig, affinity_net: AnyPath):
         self.seeds = seeds
         self.net = training.load(AffinityNet(network), affinity_net)
 

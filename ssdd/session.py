@@ -12,8 +12,9 @@ import pyarrow as pa
 from ssdd import cluster, data
 from ssdd.cluster import Plan
 from ssdd.config import Config, ConfigError
+from ssdd.paths import AnyPath, RemotePath, make_writable, relative
 from ssdd.progress import Console
-from ssdd.store import Artifact, Store
+from ssdd.store import Artifact, Store, is_whole
 from ssdd.tables import Row, Table, open_table, write_table
 from ssdd.tracking import Tracker
 
@@ -33,9 +34,10 @@ class Session(AbstractContextManager):
         self.console = Console()
         self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
         try:
-            self.workspace.mkdir(parents=True, exist_ok=True)
+            make_writable(self.workspace)
         except OSError as error:
-            raise ConfigError(f"--workspace {self.workspace}: {error.strerror}; name another folder") from error
+            reason = error.strerror or error
+            raise ConfigError(f"--workspace {self.workspace}: {reason}; name a folder to write into") from error
         self.store = Store(self.workspace)
         self.plan = cluster.connect(config)
         self.console.line(f"workspace {self.workspace}")
@@ -81,13 +83,13 @@ class Session(AbstractContextManager):
 
     def has(self, name: str, recipe: dict[str, Any]) -> bool:
         """Whether `build` would find the artifact."""
-        return self.store.identify(name, recipe).path.is_dir()
+        return is_whole(self.store.identify(name, recipe))
 
-    def build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+    def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], None]) -> Artifact:
         """`Store.build`, with a line on the terminal that says whether anything ran."""
         ran = False
 
-        def announced(folder: Path) -> None:
+        def announced(folder: AnyPath) -> None:
             nonlocal ran
             if self.stop.is_set():
                 raise StoppedError(f"[{name}] not started")
@@ -96,7 +98,7 @@ class Session(AbstractContextManager):
             make(folder)
 
         artifact = self.store.build(name, recipe, announced)
-        self.console.line(f"[{name}] {'done' if ran else 'unchanged'}: {artifact.path.relative_to(self.workspace)}")
+        self.console.line(f"[{name}] {'done' if ran else 'unchanged'}: {relative(artifact.path, self.workspace)}")
         return artifact
 
     def build_table(
@@ -109,7 +111,7 @@ class Session(AbstractContextManager):
     ) -> tuple[Table, Artifact]:
         """A stage table, whose rows are computed only if its recipe is new."""
 
-        def make(folder: Path) -> None:
+        def make(folder: AnyPath) -> None:
             total = sum(map(len, parts))
             write_table(folder, parts, schema, data.counted(rows(), total, self.console.stage(name)))
 
@@ -117,12 +119,14 @@ class Session(AbstractContextManager):
         return open_table(artifact.path), artifact
 
 
-def resolve(path: Path | None, default: str, flag: str) -> Path:
+def resolve(path: AnyPath | None, default: str, flag: str) -> AnyPath:
     """An absolute path. A submitted Ray job runs in a temporary copy of the working directory, where nothing lasts.
 
     Raises:
         ConfigError: a relative path in a submitted job.
     """
+    if isinstance(path, RemotePath):
+        return path
     if not cluster.in_job():
         return (path or Path(default)).expanduser().absolute()
     if path is None:

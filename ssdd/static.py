@@ -4,7 +4,6 @@ integrates them into m^D0.
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from ssdd.config import BiasConfig, NetworkConfig, StaticConfig, TrainConfig
 from ssdd.data import Sampling
 from ssdd.losses import Means
 from ssdd.networks import StaticNet
+from ssdd.paths import AnyPath
 from ssdd.seeds import Seeds
 from ssdd.session import Session
 from ssdd.step import Batch
@@ -174,7 +174,7 @@ def module(
 class RefineStage:
     """Network actor: difference maps of both masks, and m^D0 at the image's size."""
 
-    def __init__(self, network: NetworkConfig, static: StaticConfig, classes: int, net: Path):
+    def __init__(self, network: NetworkConfig, static: StaticConfig, classes: int, net: AnyPath):
         self.static, self.classes = static, classes
         self.net = training.load(StaticNet(network, classes), net)
         self.mask_size = network.mask_size(static.size)

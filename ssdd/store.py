@@ -1,8 +1,8 @@
-"""Artifacts on disk that appear whole or not at all and remember what made them.
+"""Artifacts that appear whole or not at all and remember what made them.
 
 An artifact is a folder `WORKSPACE/artifacts/NAME-KEY`, where KEY is a digest of its *recipe*: the configuration and
 the inputs that it follows from. What has not changed is found again, what has changed gets another folder, and a
-folder that was not finished never has that name.
+folder that was not finished has no recipe, on a disk not even that name.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from ssdd import paths
+from ssdd.paths import AnyPath, RemotePath
 
 RECIPE = "recipe.json"
 LOCKS = "locks"
@@ -32,17 +36,18 @@ class Artifact:
 
     name: str
     key: str
-    path: Path
+    path: AnyPath
 
 
 class Store:
     """The artifacts of one workspace."""
 
-    def __init__(self, workspace: Path):
+    def __init__(self, workspace: AnyPath):
         self.workspace = workspace
         self.root = workspace / "artifacts"
+        self._locks = paths.disk_beside(workspace) / LOCKS
 
-    def build(self, name: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Artifact:
+    def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], None]) -> Artifact:
         """The artifact that `recipe` describes; `make(folder)` fills it if it is not there yet.
 
         Args:
@@ -51,14 +56,13 @@ class Store:
             make: fills an empty folder. If it raises, nothing is left behind under the artifact's name.
         """
         artifact = self.identify(name, recipe)
-        if artifact.path.is_dir():
+        if is_whole(artifact):
             return artifact
-        (self.workspace / LOCKS).mkdir(parents=True, exist_ok=True)
-        with FileLock(self.workspace / LOCKS / f"{artifact.path.name}.lock"):  # of trials that need the same, one works
-            if not artifact.path.is_dir():
-                with self._aside(artifact) as folder:
-                    make(folder)
-                    write_text(folder / RECIPE, _canonical(recipe))
+        self._locks.mkdir(parents=True, exist_ok=True)
+        # Of trials that need the same, one works; with a workspace in an object store, one on each machine.
+        with FileLock(self._locks / f"{artifact.path.name}.lock"):
+            if not is_whole(artifact):
+                self._make(artifact, _canonical(recipe), make)
         return artifact
 
     def identify(self, name: str, recipe: dict[str, Any]) -> Artifact:
@@ -66,32 +70,50 @@ class Store:
         key = hashlib.sha256(f"{FORMAT} {name}\n{_canonical(recipe)}".encode()).hexdigest()[:12]
         return Artifact(name, key, self.root / f"{name}-{key}")
 
-    @contextlib.contextmanager
-    def _aside(self, artifact: Artifact):
+    def _make(self, artifact: Artifact, recipe: str, make: Callable[[AnyPath], None]) -> None:
         folder = self.root / f".{artifact.path.name}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         try:
-            yield folder
+            make(folder)
+            if isinstance(artifact.path, RemotePath):  # has no folders that could be renamed
+                paths.copy(folder, artifact.path)
+                (artifact.path / RECIPE).write_text(recipe)
+                return
+            (folder / RECIPE).write_text(recipe)
             try:
-                os.rename(folder, artifact.path)
+                os.rename(str(folder), artifact.path)
             except OSError:  # another process finished the same artifact first: theirs is as good
-                if not artifact.path.is_dir():
+                if not is_whole(artifact):
                     raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            paths.remove(folder)
 
 
-def write_text(path: Path, text: str) -> None:
+def is_whole(artifact: Artifact) -> bool:
+    """Whether it was made to its end."""
+    return (artifact.path / RECIPE).is_file()
+
+
+def write_text(path: AnyPath, text: str) -> None:
     """Write a file that is either the old one or wholly the new one."""
     with whole(path) as aside:
         aside.write_text(text)
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A path for a file or folder, which takes the place of `path` when the block ends without an error."""
+def whole(path: AnyPath) -> Iterator[Path]:
+    """A path for a file or folder, which takes the place of `path` when the block ends without an error.
+
+    In an object store the files of a folder appear one after another.
+    """
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder, path.name)
+            yield aside
+            paths.copy(aside, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield aside
         os.replace(aside, path)
@@ -117,6 +139,6 @@ def _encode(value: Any) -> Any:
         return f"{value.name}-{value.key}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if isinstance(value, Path):
+    if isinstance(value, AnyPath):
         return str(value)
     raise TypeError(f"a recipe cannot hold {type(value).__name__}")

@@ -5,10 +5,8 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,10 +17,11 @@ from ray.tune.schedulers import ASHAScheduler
 
 from ssdd import cluster, images, space
 from ssdd.config import Config, ConfigError, changes, parse, to_dict
+from ssdd.paths import AnyPath, names_in, relative, remove
 from ssdd.progress import Mailbox
 from ssdd.session import Session
 from ssdd.space import Point, Space
-from ssdd.store import write_text
+from ssdd.store import whole, write_text
 
 STATE = "sweep.json"
 BEST = "best.yaml"
@@ -78,7 +77,7 @@ class Outcome:
     metric: str
     trials: tuple[Trial, ...]
     best: Config
-    folder: Path
+    folder: AnyPath
 
     def finished(self) -> list[Trial]:
         """Those with every metric."""
@@ -125,7 +124,7 @@ class _Shared:
 
     session: Session
     kind: Kind
-    folder: Path
+    folder: AnyPath
 
 
 def run(session: Session, kind: Kind) -> Outcome:
@@ -166,7 +165,7 @@ def run(session: Session, kind: Kind) -> Outcome:
     return finish(session, kind.name, folder, [*kept.values(), *failed], kind.figure)
 
 
-def open_folder(session: Session, name: str) -> Path:
+def open_folder(session: Session, name: str) -> AnyPath:
     """The folder of a sweep with this configuration: new, or with `sweep.resume` as it was left."""
     config = session.config
     sweep = replace(config.sweep, resume=False, parallel=None, gpu=1)
@@ -183,7 +182,7 @@ def open_folder(session: Session, name: str) -> Path:
         if not session.tracker.resume(json.loads(state.read_text())["run_id"]):
             session.console.line("the sweep's MLflow run is gone: a new one goes on")
     elif folder.exists():
-        shutil.rmtree(folder)  # what the trials made is in the store, and found again
+        remove(folder)  # what the trials made is in the store, and found again
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     write_text(state, json.dumps({"run_id": session.tracker.run_id, "config": recipe}, indent=1))
     session.tracker.tag("sweep", key)
@@ -191,7 +190,7 @@ def open_folder(session: Session, name: str) -> Path:
 
 
 def finish(
-    session: Session, name: str, folder: Path, trials: list[Trial], draw: Callable[[Outcome], Figure]
+    session: Session, name: str, folder: AnyPath, trials: list[Trial], draw: Callable[[Outcome], Figure]
 ) -> Outcome:
     """Write `best.yaml`, `trials.json` and the figure of a sweep, and put all of it into its MLflow run.
 
@@ -214,14 +213,15 @@ def finish(
     write_text(folder / BEST, head + yaml.safe_dump(changes(_anywhere(outcome.best)), sort_keys=False))
     write_text(folder / "trials.json", json.dumps([asdict(trial) for trial in trials], indent=1))
     figure = draw(outcome)
-    figure.savefig(folder / f"{name}.png", dpi=110)
+    with whole(folder / f"{name}.png") as aside:
+        figure.savefig(aside, dpi=110)
     session.tracker.figure(figure, name)
     for path in (folder / BEST, folder / "trials.json"):
         session.tracker.file(path)
     session.tracker.metrics(best.metrics)
     session.tracker.tag("best", space.label(best.point))
     session.tracker.tag("mlflow.note.content", _markdown(outcome))  # the run's description
-    session.console.line(f"best of the sweep {(folder / BEST).relative_to(session.workspace)}")
+    session.console.line(f"best of the sweep {relative(folder / BEST, session.workspace)}")
     return outcome
 
 
@@ -317,23 +317,25 @@ def _key(point: Point) -> str:
     return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _file(folder: Path, point: Point) -> Path:
+def _file(folder: AnyPath, point: Point) -> AnyPath:
     return folder / TRIALS / f"{_key(point)}.json"
 
 
-def _keep(folder: Path, trial: Trial) -> None:
+def _keep(folder: AnyPath, trial: Trial) -> None:
     """A trial that need not run again."""
     write_text(_file(folder, trial.point), json.dumps(asdict(trial)))
 
 
-def _kept(folder: Path) -> dict[str, Trial]:
-    return {path.stem: Trial(**json.loads(path.read_text())) for path in sorted((folder / TRIALS).glob("*.json"))}
+def _kept(folder: AnyPath) -> dict[str, Trial]:
+    names = [name for name in names_in(folder / TRIALS) if name.endswith(".json") and not name.startswith(".")]
+    files = [folder / TRIALS / name for name in names]
+    return {file.stem: Trial(**json.loads(file.read_text())) for file in files}
 
 
 class _KeepStopped(tune.Callback):
     """Keeps a trial that was stopped for its metric; a finished one has kept itself."""
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: AnyPath, config: Config):
         self.folder, self.metric, self.epochs = folder, config.sweep.metric or "", config.dynamic.train.epochs
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -5,11 +5,12 @@ same images in the same order and stages can read any of them side by side.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from ssdd.paths import AnyPath, RemotePath
 
 IDS = "ids.json"
 Row = dict[str, Any]
@@ -23,7 +24,7 @@ class TableError(RuntimeError):
 class Table:
     """A finished table folder."""
 
-    path: Path
+    path: AnyPath
     parts: tuple[tuple[str, ...], ...]
     """The image ids of each part."""
 
@@ -33,17 +34,19 @@ class Table:
 
     def read(self, part: int, columns: list[str] | None = None) -> list[Row]:
         """The rows of one part, as dicts."""
-        return pq.read_table(_part_path(self.path, part), columns=columns).to_pylist()
+        with _open(self.path, part) as file:
+            return file.read(columns).to_pylist()
 
     def columns(self) -> list[str]:
-        return pq.read_schema(_part_path(self.path, 0)).names
+        with _open(self.path, 0) as file:
+            return file.schema_arrow.names
 
     def __iter__(self) -> Iterator[Row]:
         for part in range(len(self.parts)):
             yield from self.read(part)
 
 
-def open_table(path: Path) -> Table:
+def open_table(path: AnyPath) -> Table:
     """A table that was finished earlier."""
     return Table(path, tuple(tuple(ids) for ids in json.loads((path / IDS).read_text())))
 
@@ -53,7 +56,7 @@ def cut(image_ids: list[str], part_size: int) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(image_ids[i : i + part_size]) for i in range(0, len(image_ids), part_size))
 
 
-def write_table(path: Path, parts: tuple[tuple[str, ...], ...], schema: pa.Schema, rows: Iterable[Row]) -> Table:
+def write_table(path: AnyPath, parts: tuple[tuple[str, ...], ...], schema: pa.Schema, rows: Iterable[Row]) -> Table:
     """Write rows that arrive in any order; a part goes to disk as soon as its rows are there.
 
     Args:
@@ -78,7 +81,8 @@ def write_table(path: Path, parts: tuple[tuple[str, ...], ...], schema: pa.Schem
         if len(waiting[k]) == len(parts[k]):
             ordered = [waiting[k].pop(i) for i in parts[k]]
             table = pa.Table.from_pylist([{n: r[n] for n in schema.names} for r in ordered], schema=schema)
-            pq.write_table(table, _part_path(path, k), compression="zstd")
+            with _part_path(path, k).open("wb") as stream:
+                pq.write_table(table, stream, compression="zstd")
     if missing:
         raise TableError(f"{path.name}: no row for {len(missing)} images, first {sorted(missing)[:3]}")
     (path / IDS).write_text(json.dumps(parts))
@@ -94,8 +98,9 @@ def read_joined(tables: list[Table], part: int, columns: list[str]) -> list[Row]
     joined: list[Row] = []
     wanted = dict.fromkeys(columns)
     for table in tables:
-        here = [c for c in pq.read_schema(_part_path(table.path, part)).names if c in wanted]
-        rows = table.read(part, ["image_id", *here])
+        with _open(table.path, part) as file:
+            here = [c for c in file.schema_arrow.names if c in wanted]
+            rows = file.read(["image_id", *here]).to_pylist()
         wanted = {c: None for c in wanted if c not in here}
         if joined and [r["image_id"] for r in rows] != [r["image_id"] for r in joined]:
             raise TableError(f"{table.path.name} and {tables[0].path.name} hold different images in part {part}")
@@ -105,5 +110,11 @@ def read_joined(tables: list[Table], part: int, columns: list[str]) -> list[Row]
     return joined
 
 
-def _part_path(path: Path, part: int) -> Path:
+def _part_path(path: AnyPath, part: int) -> AnyPath:
     return path / f"part-{part:05d}.parquet"
+
+
+def _open(path: AnyPath, part: int) -> pq.ParquetFile:
+    """A part, of which only what is read is fetched."""
+    file = _part_path(path, part)
+    return pq.ParquetFile(file.filesystem.open_input_file(file.key) if isinstance(file, RemotePath) else file)

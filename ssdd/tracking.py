@@ -20,7 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssdd.config import Config, flatten, to_dict
+from ssdd.config import Config, ConfigError, flatten, to_dict
+from ssdd.paths import AnyPath, disk_beside, on_disk
 
 UNSENT = "unsent"
 RETRY_AFTER = 60.0  # seconds
@@ -35,25 +36,36 @@ class TrackingError(RuntimeError):
 
 
 class Tracker:
-    """The MLflow run of one job. The store is MLFLOW_TRACKING_URI, else a SQLite file in the workspace."""
+    """The MLflow run of one job. The store is MLFLOW_TRACKING_URI, else a SQLite file in the workspace.
+
+    Raises:
+        ConfigError: neither can be.
+        TrackingError: the store does not answer.
+    """
 
     run_id: str
     outbox: "_Outbox"
     lock: threading.Lock  # metrics come from another thread
     tried: float
 
-    def __init__(self, config: Config, job: str, workspace: Path):
+    def __init__(self, config: Config, job: str, workspace: AnyPath):
         from mlflow.exceptions import MlflowException  # takes seconds, and few processes need it
         from mlflow.tracking.context import registry
 
         # MLflow would try for minutes, while the job waits.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        self.unsent = workspace / UNSENT
+        disk = disk_beside(workspace)
+        self.unsent = disk / UNSENT
         experiment = f"ssdd-{config.preset}"
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        self.uri = server or f"sqlite:///{workspace / 'mlflow.db'}"
-        artifacts = None if server else (workspace / "mlartifacts").as_uri()
+        if not server and disk != workspace:
+            raise ConfigError(
+                f"--workspace {workspace}: an object store cannot hold MLflow's database; start a server "
+                "(`mlflow server`) and name it in MLFLOW_TRACKING_URI"
+            )
+        self.uri = server or f"sqlite:///{disk / 'mlflow.db'}"
+        artifacts = None if server else (disk / "mlartifacts").as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for one of prompts
         try:
             found = self.client.get_experiment_by_name(experiment)
@@ -144,8 +156,9 @@ class Tracker:
     def tag(self, name: str, value: str) -> None:
         self._do("tag", name, value)
 
-    def file(self, path: Path) -> None:
-        self._do("file", str(path))
+    def file(self, path: AnyPath) -> None:
+        with on_disk(path) as file:
+            self._do("file", str(file))
 
     def figure(self, figure: Any, name: str) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import json
 import math
-import shutil
 import signal
 import tempfile
 import threading
@@ -41,6 +40,7 @@ from ssdd.cluster import Plan
 from ssdd.config import NetworkConfig, StepConfig, TrainConfig
 from ssdd.data import Order, Sampling
 from ssdd.metrics import ConfusionMatrix
+from ssdd.paths import AnyPath, remove, stat
 from ssdd.progress import Event, Mailbox
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
@@ -117,7 +117,7 @@ class _Loop:
     name: str
     task: Task
     seed: int
-    table: Path
+    table: AnyPath
     """With the images."""
     batch: int
     """Images of a worker in a step."""
@@ -126,7 +126,7 @@ class _Loop:
     threads: int
     step: StepConfig
     first_epoch: int
-    resume: Path | None
+    resume: AnyPath | None
     mailbox: Mailbox
     validate: "Validate | None"
 
@@ -166,17 +166,17 @@ def run(
     """
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
     artifact = session.build(name, recipe, lambda folder: _fit(session, name, runs, task, joined, folder, validate))
-    shutil.rmtree(runs, ignore_errors=True)
+    remove(runs)
     return artifact
 
 
 def _fit(
     session: Session,
     name: str,
-    runs: Path,
+    runs: AnyPath,
     task: Task,
     joined: list[Table],
-    folder: Path,
+    folder: AnyPath,
     validate: Validate | None,
 ) -> None:
     restarts, done, plan = 0, -1, session.plan
@@ -203,10 +203,16 @@ def _fit(
             plan = cluster.remaining(session.plan)
             session.console.line(f"[{name}] lost a process ({reason}); starts again with {plan.workers} worker(s)")
     assert state is not None
-    save(torch.load(state / STATE, map_location="cpu", weights_only=True)["net"], folder / MODEL)
+    save(read(state / STATE)["net"], folder / MODEL)
 
 
-def save(value: Any, path: Path) -> None:
+def read(path: AnyPath, where: torch.device | str = "cpu") -> dict[str, Any]:
+    """What `save` wrote; nothing is unpickled but tensors and plain data."""
+    with path.open("rb") as stream:
+        return torch.load(stream, map_location=where, weights_only=True)
+
+
+def save(value: Any, path: AnyPath) -> None:
     """`torch.save`, with an OSError where the disk is full."""
     with path.open("wb") as stream:
         try:
@@ -235,11 +241,11 @@ def _attempt(
     session: Session,
     plan: Plan,
     name: str,
-    runs: Path,
+    runs: AnyPath,
     task: Task,
     joined: list[Table],
     first_epoch: int,
-    resume: Path | None,
+    resume: AnyPath | None,
     validate: Validate | None,
 ) -> None:
     """Train from the last checkpoint to the end, on the workers of a plan."""
@@ -317,21 +323,21 @@ def convert(
             f"{', '.join(map(str, files))}: the published weights know VOC's 20 classes in VOC's order, but the data "
             f"has {', '.join(classes[1:])}; train on it instead (leave the weights of [{name}] out)"
         )
-    files = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
-    recipe = {"files": voc.stats(files), "network": network}
+    found = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
+    recipe = {"files": voc.stats(found), "network": network}
 
-    def make(folder: Path) -> None:
+    def make(folder: AnyPath) -> None:
         filled = net()
-        for line in published.fill(filled, files):
+        for line in published.fill(filled, found):
             session.console.line(f"[{name}] {line}")
         save(filled.state_dict(), folder / MODEL)
 
     return session.build(name, recipe, make)
 
 
-def load(net: Net, path: Path) -> Net:
+def load(net: Net, path: AnyPath) -> Net:
     """`net` with the weights of `model.pt` in an artifact's folder, ready for inference."""
-    net.load_state_dict(torch.load(path / MODEL, map_location="cpu", weights_only=True))
+    net.load_state_dict(read(path / MODEL))
     return ready(net)
 
 
@@ -340,9 +346,9 @@ def ready(net: Net) -> Net:
     return net.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def load_parts(net: nn.Module, path: Path, parts: dict[str, str]) -> None:
+def load_parts(net: nn.Module, path: AnyPath, parts: dict[str, str]) -> None:
     """Start parts of `net` from parts of another stage's `model.pt`: {name in `net`: name there, "" being all}."""
-    state = torch.load(path / MODEL, map_location="cpu", weights_only=True)
+    state = read(path / MODEL)
     for own, other in parts.items():
         prefix = f"{other}." if other else ""
         net.get_submodule(own).load_state_dict(
@@ -384,14 +390,14 @@ def _own_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _last_checkpoint(runs: Path) -> tuple[int, Path | None]:
+def _last_checkpoint(runs: AnyPath) -> tuple[int, AnyPath | None]:
     """Epochs done and folder of the furthest whole checkpoint; 0 and None where there is none."""
-    found: list[tuple[int, Path]] = []
+    found: list[tuple[int, AnyPath]] = []
     for path in runs.glob("*/*/meta.json"):
         # Ray copies a checkpoint's files in any order, so that a cut-off copy may have this one already.
         with contextlib.suppress(ValueError, OSError):
             meta = json.loads(path.read_text())
-            if (path.parent / STATE).stat().st_size == meta["bytes"]:
+            if stat(path.parent / STATE).st_size == meta["bytes"]:
                 found.append((meta["epoch"], path.parent))
     return max(found, default=(0, None))
 
@@ -408,7 +414,7 @@ def _train(loop: _Loop) -> None:
     net = task.build().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(net, train)
     if loop.resume is not None:
-        state = torch.load(loop.resume / STATE, map_location=where, weights_only=True)
+        state = read(loop.resume / STATE, where)
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         del state

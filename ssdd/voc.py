@@ -1,4 +1,4 @@
-"""Reading and checking a folder in the PASCAL VOC layout.
+"""Reading and checking a folder in the PASCAL VOC layout, on a disk or in an object store.
 
 ROOT/JPEGImages/ID.jpg                    images (.jpeg and .png are read too)
 ROOT/ImageSets/Segmentation/SPLIT.txt     the ids of a split, one a line
@@ -12,11 +12,10 @@ import csv
 import hashlib
 import itertools
 import json
-import os
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from ssdd.paths import ABSENT, AnyPath, RemotePath, Stat, names_in, stat, stats_in, to_path
 
 # fmt: off
 VOC_CLASSES: tuple[str, ...] = (
@@ -105,8 +106,8 @@ class Record:
     """One image of a split; `presence` holds its foreground class indices (1..K), sorted."""
 
     image_id: str
-    image_path: Path
-    mask_path: Path | None
+    image_path: AnyPath
+    mask_path: AnyPath | None
     presence: tuple[int, ...]
 
 
@@ -114,7 +115,7 @@ class Record:
 class VOCFolder:
     """A VOC-layout folder: its absolute root and its classes, `classes[0]` being the background."""
 
-    root: Path
+    root: AnyPath
     classes: tuple[str, ...]
 
     @property
@@ -125,29 +126,33 @@ class VOCFolder:
     def _images(self) -> dict[str, list[str]]:
         """The files of every image by its id: one listing of the folder instead of several look-ups an id."""
         images: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(os.listdir(self.root / "JPEGImages")):  # names, because millions of paths take gigabytes
+        for name in names_in(self.root / "JPEGImages"):
             stem, dot, suffix = name.rpartition(".")
             if dot + suffix.lower() in _IMAGE_SUFFIXES and not name.startswith("."):
                 images[stem].append(name)
         return dict(images)
 
-    def _image(self, name: str) -> Path:
+    def _image(self, name: str) -> AnyPath:
         return self.root / "JPEGImages" / name
 
-    def _csv(self) -> Path:
+    def _csv(self) -> AnyPath:
         return self.root / "labels.csv"
 
-    def _xml(self, image_id: str) -> Path:
+    def _xml(self, image_id: str) -> AnyPath:
         return self.root / "Annotations" / f"{image_id}.xml"
 
-    def _mask(self, image_id: str) -> Path:
+    def _mask(self, image_id: str) -> AnyPath:
         return self.root / "SegmentationClass" / f"{image_id}.png"
 
 
-def open_folder(root: Path) -> VOCFolder:
+def open_folder(root: AnyPath) -> VOCFolder:
     """The folder at `root`; DataError if it has no JPEGImages or its classes.txt is unusable."""
-    root = Path(root).absolute()  # workers on a cluster have another working directory
-    if not root.is_dir():
+    root = root.absolute() if isinstance(root, Path) else root  # workers on a cluster have another working directory
+    try:
+        found = root.is_dir()
+    except OSError as error:  # of an object store
+        raise DataError(f"{root}: cannot be read ({error}); check the bucket's name and the keys to it") from error
+    if not found:
         raise DataError(f"{root}: no such folder; give the folder that holds JPEGImages/")
     if not (root / "JPEGImages").is_dir():
         raise DataError(f"{root}: has no JPEGImages/ folder; put the images there, as JPEGImages/ID.jpg")
@@ -155,7 +160,7 @@ def open_folder(root: Path) -> VOCFolder:
     return VOCFolder(root, (_BACKGROUND, *(_read_classes(listed) if listed.exists() else VOC_CLASSES)))
 
 
-def _read_classes(path: Path) -> list[str]:
+def _read_classes(path: AnyPath) -> list[str]:
     names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
     names = names[1:] if names[:1] == [_BACKGROUND] else names
     if not 0 < len(names) < _IGNORE:  # a mask is 8 bit, and 255 is taken
@@ -166,7 +171,7 @@ def _read_classes(path: Path) -> list[str]:
     return names
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: AnyPath) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
@@ -224,7 +229,6 @@ def load_records(
     need_labels: bool = True,
     need_masks: bool = False,
     skip_broken: bool = False,
-    workers: int = 8,
 ) -> tuple[list[Record], list[_Problem]]:
     """The records of a split, in its order, after decoding every image and mask of it.
 
@@ -235,8 +239,9 @@ def load_records(
     """
     ids = read_split(folder, split)
     rows = _read_rows(folder._csv()) if need_labels and folder._csv().exists() else None
-    checker = _Checker(folder, folder._images(), rows, need_labels, need_masks)
-    with ThreadPoolExecutor(workers) as pool:  # Pillow lets go of the GIL while it decodes
+    masks, xmls = stats_in(folder.root / "SegmentationClass"), stats_in(folder.root / "Annotations")
+    checker = _Checker(folder, folder._images(), masks, xmls, rows, need_labels, need_masks)
+    with readers(folder.root) as pool:  # Pillow lets go of the GIL while it decodes
         checked = list(pool.map(checker.check, ids))
     problems = [problem for _, found in checked for problem in found]
     sound = [record for record, found in checked if not found]
@@ -245,10 +250,15 @@ def load_records(
     return sound, problems
 
 
+def readers(root: AnyPath) -> ThreadPoolExecutor:
+    """Threads that read files: many for an object store, whose answers take milliseconds."""
+    return ThreadPoolExecutor(32 if isinstance(root, RemotePath) else 8)
+
+
 _Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: its lines' numbers and cells
 
 
-def _read_rows(path: Path) -> _Rows:
+def _read_rows(path: AnyPath) -> _Rows:
     rows: _Rows = defaultdict(list)
     reader = csv.reader(_read_text(path).splitlines(), skipinitialspace=True)
     try:
@@ -267,14 +277,17 @@ class _Checker:
 
     folder: VOCFolder
     images: dict[str, list[str]]
+    masks: Callable[[str], Stat]
+    xmls: Callable[[str], Stat]
     rows: _Rows | None  # None: there is no labels.csv
     need_labels: bool
     need_masks: bool
 
     def check(self, image_id: str) -> tuple[Record, list[_Problem]]:
         problems: list[_Problem] = []
-        mask_path = self.folder._mask(image_id) if self.folder._mask(image_id).is_file() else None
-        path, size, presence = Path(), None, []
+        mask_path = self.folder._mask(image_id) if self.masks(f"{image_id}.png") != ABSENT else None
+        path: AnyPath = Path()
+        size, presence = None, []
         mask_classes: list[int] | None = None
         with _collecting(problems):
             path = self._find_image(image_id)
@@ -289,7 +302,7 @@ class _Checker:
                 presence = self._presence(image_id, mask_path, mask_classes)
         return Record(image_id, path, mask_path, tuple(presence)), problems
 
-    def _find_image(self, image_id: str) -> Path:
+    def _find_image(self, image_id: str) -> AnyPath:
         found = self.images.get(image_id, [])
         if not found:
             wanted = self.folder.root / "JPEGImages" / f"{image_id}.jpg"
@@ -299,7 +312,7 @@ class _Checker:
             raise _fault("ambiguous image", f"{self.folder._image(found[0])}: there is also {others}")
         return self.folder._image(found[0])
 
-    def _check_mask(self, path: Path, image_size: tuple[int, int] | None) -> list[int]:
+    def _check_mask(self, path: AnyPath, image_size: tuple[int, int] | None) -> list[int]:
         """The foreground classes in a mask."""
         mask = read_mask(path)
         values = [int(value) for value in np.flatnonzero(np.bincount(mask.ravel())) if value != _IGNORE]
@@ -313,11 +326,11 @@ class _Checker:
             raise _fault("bad mask", f"{path}: {'; '.join(faults)}")
         return [value for value in values if value > 0]
 
-    def _presence(self, image_id: str, mask_path: Path | None, mask_classes: list[int] | None) -> list[int]:
+    def _presence(self, image_id: str, mask_path: AnyPath | None, mask_classes: list[int] | None) -> list[int]:
         xml = self.folder._xml(image_id)
         if self.rows is not None:
             where, names = self._names_in_csv(self.rows.get(image_id, []), image_id)
-        elif xml.is_file():
+        elif self.xmls(xml.name) != ABSENT:
             where, names = f"{xml}, object/name", _names_in_xml(xml)
         elif mask_path is None:
             raise _fault("missing labels", f"{image_id}: neither labels.csv nor {xml} nor a mask")
@@ -346,7 +359,7 @@ class _Checker:
         return f"{where}, classes", cells[1].split(";")
 
 
-def _names_in_xml(path: Path) -> list[str]:
+def _names_in_xml(path: AnyPath) -> list[str]:
     try:
         objects = ElementTree.fromstring(path.read_bytes()).findall("object")
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: its encoding
@@ -361,22 +374,28 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
     is decoded. Raises DataError where `read_split` does.
     """
     ids, images = read_split(folder, split), folder._images()
-    has_csv = folder._csv().exists()
-    digest = hashlib.sha256(json.dumps([folder.classes, ids, _stat(folder._csv())]).encode())
+    csv, of_image, of_mask, of_xml = (
+        *(stat(folder._csv()), stats_in(folder.root / "JPEGImages")),
+        *(stats_in(folder.root / name) for name in ("SegmentationClass", "Annotations")),
+    )
+    digest = hashlib.sha256(json.dumps([folder.classes, ids, csv]).encode())
     for image_id in ids:
-        files = [*map(folder._image, images.get(image_id, [])), folder._mask(image_id)]
-        if not has_csv:
-            files.append(folder._xml(image_id))
-        digest.update(json.dumps([(file.name, *_stat(file)) for file in files]).encode())
+        mask, xml = f"{image_id}.png", f"{image_id}.xml"
+        files = [*((name, *of_image(name)) for name in images.get(image_id, [])), (mask, *of_mask(mask))]
+        if csv == ABSENT:
+            files.append((xml, *of_xml(xml)))
+        digest.update(json.dumps(files).encode())
     return digest.hexdigest()
 
 
-def stats(paths: Sequence[Path]) -> str:
+def stats(paths: Sequence[AnyPath]) -> str:
     """A hash (hex SHA-256) of files' names, sizes and modification times."""
-    return hashlib.sha256(json.dumps([(str(path), *_stat(path)) for path in paths]).encode()).hexdigest()
+    folders = {folder: stats_in(folder) for folder in {path.parent for path in paths}}
+    found = [(str(path), *folders[path.parent](path.name)) for path in paths]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def find_masks(folder: VOCFolder, ids: Sequence[str], *places: Path, workers: int = 8) -> list[list[Path]]:
+def find_masks(folder: VOCFolder, ids: Sequence[str], *places: AnyPath) -> list[list[AnyPath]]:
     """Other methods' masks ID.png of a folder's images, each decoded and checked; a list for each of `places`.
 
     Raises one DataError that lists every mask that is missing, does not decode, has another size than its image, or
@@ -385,13 +404,13 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], *places: Path, workers: in
     for place in places:
         if not place.is_dir():
             raise DataError(f"{place}: no such folder; give the folder that holds the masks ID.png")
-    images = folder._images()
+    images, masks = folder._images(), {place: stats_in(place) for place in places}
 
-    def check(path: Path) -> list[_Problem]:
+    def check(path: AnyPath) -> list[_Problem]:
         image_id = path.stem
         problems: list[_Problem] = []
         with _collecting(problems):
-            if not path.is_file():
+            if masks[path.parent](path.name) == ABSENT:
                 raise _fault("missing mask", str(path))
             mask = read_mask(path)
             with _decoding(folder._image(images[image_id][0]), "unreadable image") as data:
@@ -405,27 +424,19 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], *places: Path, workers: in
         return problems
 
     paths = [[place / f"{image_id}.png" for image_id in ids] for place in places]
-    with ThreadPoolExecutor(workers) as pool:
+    with readers(places[0]) as pool:
         problems = [problem for found in pool.map(check, itertools.chain(*paths)) for problem in found]
     if problems:
         raise listing(", ".join(map(str, places)), problems)
     return paths
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return -1, -1  # absent, which is a state like any other
-    return stat.st_size, stat.st_mtime_ns
-
-
 @contextmanager
-def _decoding(source: str | Path | bytes, kind: str) -> Iterator[bytes]:
+def _decoding(source: str | AnyPath | bytes, kind: str) -> Iterator[bytes]:
     """The bytes of a source; what Pillow says against them inside the block becomes a DataError."""
     name = "bytes" if isinstance(source, bytes) else str(source)
     try:
-        yield source if isinstance(source, bytes) else Path(source).read_bytes()
+        yield source if isinstance(source, bytes) else to_path(source).read_bytes()
     except UnidentifiedImageError as error:  # its own message shows a memory address
         raise _fault(kind, f"{name}: not a JPEG or PNG file, or its header is damaged") from error
     except _DECODE_ERRORS as error:
@@ -436,7 +447,7 @@ def _open_image(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data), formats=("JPEG", "PNG"))  # no other reader for files of unknown origin
 
 
-def _probe_image(path: Path) -> tuple[int, int]:
+def _probe_image(path: AnyPath) -> tuple[int, int]:
     """The (width, height) of an image that decodes to its end."""
     with _decoding(path, "unreadable image") as data:
         image = _open_image(data)
@@ -446,7 +457,7 @@ def _probe_image(path: Path) -> tuple[int, int]:
     return size
 
 
-def read_image(source: str | Path | bytes) -> np.ndarray:
+def read_image(source: str | AnyPath | bytes) -> np.ndarray:
     """Decode a JPEG or PNG, given as path or bytes, to RGB: uint8 (H, W, 3).
 
     The pixels are as stored: an EXIF orientation is not applied, because masks align with the stored pixels.
@@ -462,7 +473,7 @@ def read_image(source: str | Path | bytes) -> np.ndarray:
     return np.array(image.convert("RGB"))  # a copy: what Pillow exposes is read-only
 
 
-def read_mask(source: str | Path | bytes) -> np.ndarray:
+def read_mask(source: str | AnyPath | bytes) -> np.ndarray:
     """Decode a palette or 8-bit greyscale PNG, given as path or bytes, to its indices: uint8 (H, W).
 
     DataError for any other file: the values of a colour image or of another depth are no class indices.

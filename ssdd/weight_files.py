@@ -3,11 +3,12 @@
 import math
 import pickle
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from ssdd.paths import AnyPath
 
 _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # of one array; in the oldest files it has none
@@ -19,7 +20,7 @@ class WeightsError(RuntimeError):
     """No pretrained weights where they were looked for; the message says what to do."""
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read(path: AnyPath) -> dict[str, Tensor]:
     """The tensors of a file by their names, on the CPU. Nothing in the file is run.
 
     A `.params` file is MXNet's list of dense arrays, float32 or float16; any other file is a state dict of torch.
@@ -36,7 +37,8 @@ def read(path: Path) -> dict[str, Tensor]:
         except (OSError, ValueError) as error:
             raise WeightsError(f"{path}: not a whole .params file of MXNet ({error}); download it again") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # torch refuses in many ways
         # Torch's own message on a pickle is long, and advises to run it.
         unsafe = isinstance(error, pickle.UnpicklingError)

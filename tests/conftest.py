@@ -1,8 +1,12 @@
 """Shared fixtures."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
+
+from ssdd.paths import to_path
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +21,34 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory):
+def bucket():
+    """The URL of a bucket of an S3 server on loopback, which every process that is started later can use."""
+    from moto.server import ThreadedMotoServer
+    from pyarrow import fs
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION", "ENDPOINT_URL", "EC2_METADATA_DISABLED")
+    values = ("key", "a-secret-key", "us-east-1", f"http://{host}:{port}", "true")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(names, values, strict=True):
+            patch.setenv(f"AWS_{name}", value)
+        system, _ = fs.FileSystem.from_uri("s3://made-by-tests?allow_bucket_creation=true")
+        system.create_dir("made-by-tests")
+        yield "s3://made-by-tests"
+    server.stop()
+
+
+@pytest.fixture
+def remote(bucket, request):
+    """A folder in the bucket."""
+    return to_path(f"{bucket}/{request.node.name.partition('[')[0]}")
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory, bucket):
     """A small data set, odd files in it, and a workspace that tests fill in their order, on one local cluster."""
     import ray
 

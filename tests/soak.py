@@ -29,6 +29,10 @@ from ssdd.session import Session
 STEPS, EPOCH, BATCH, KILL_ACTOR, KILL_WORKER = 1000, 20, 8, 50, 300
 
 
+def weights(artifact):
+    return torch.load(artifact.path / training.MODEL, weights_only=True)
+
+
 @dataclass(frozen=True)
 class Task(DynamicTask):
     """Starts from the pretrained backbone; notes each step's images, in a file for each process."""
@@ -37,7 +41,7 @@ class Task(DynamicTask):
 
     def build(self):
         net = DynamicNet(self.network, self.classes)
-        net.backbone.load_state_dict(torch.load(self.start.path / training.MODEL, weights_only=True))
+        net.backbone.load_state_dict(weights(self.start))
         return net
 
     def losses(self, net, batch):
@@ -130,8 +134,7 @@ def main(work):
         crfs.close()
     order = data.Order(made.table.rows, chosen.part_size, chosen.seed)
     assert notes.kept() == [row for _, row in order.rows(0, STEPS * BATCH)], "each image as often as it should be"
-    state = torch.load(net.path / training.MODEL, weights_only=True)
-    assert all(torch.isfinite(value).all() for value in state.values())
+    assert all(torch.isfinite(value).all() for value in weights(net).values())
     before, after = killer.median(500, 600), killer.median(930, 2000)
     print(
         f"{STEPS} steps in {time.monotonic() - begun:.0f} s; killed {killer.actors} CRF actors and {killer.workers} "

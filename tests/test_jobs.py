@@ -16,7 +16,7 @@ import ray
 import torch
 from small import ROOT, SMALL, run_job
 
-from ssdd import cluster, config, data, images, pool, seeds, synthetic, training, voc
+from ssdd import cluster, config, data, images, paths, pool, seeds, synthetic, training, voc
 from ssdd.batch_crf import ActorCRF
 from ssdd.crf import CRFParams
 from ssdd.dynamic import DynamicTask
@@ -177,33 +177,46 @@ def two_methods(places, tmp_path):
     return "--knowledge", tmp_path / "before", "--advice", tmp_path / "after"
 
 
-def test_static_job_refines_two_folders_of_masks_without_seeds(places, two_methods, tmp_path, capsys):
+@pytest.fixture
+def tracking(tmp_path, monkeypatch):
+    """What a workspace in an object store needs."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_static_job_refines_two_folders_of_masks_without_seeds_all_in_a_bucket(
+    places, two_methods, remote, tracking, tmp_path, capsys
+):
     folder, _ = places
-    workspace = tmp_path / "w"
-    run_job(
-        "static",
-        *SMALL,
-        *two_methods,
-        "--data",
-        folder,
-        "--workspace",
-        workspace,
-        "--output",
-        tmp_path / "out",
-        "--evaluate.panels",
-        "0",
-    )
+    workspace = remote / "w"
+    paths.copy(folder, remote / "data")
+    for name in ("before", "after"):
+        paths.copy(tmp_path / name, remote / name)
+    masks = ["--knowledge", remote / "before", "--advice", remote / "after", "--output", remote / "out"]
+    where = ["--data", remote / "data", "--workspace", workspace]
+    run_job("static", *SMALL, *masks, *where, "--evaluate.panels", "0")
     assert not (workspace / "figures" / "refinement.png").exists()
-    made = {name.rsplit("-", 1)[0] for name in artifacts(workspace)}
+    assert not (workspace / "runs" / "static").exists()
+    made = {name.rsplit("-", 1)[0] for name in paths.names_in(workspace / "artifacts")}
     assert made == {"images-train", "backbone", "masks", "static", "refined"}
     out = capsys.readouterr().out
+    assert f"workspace {workspace}" in out
     assert "there advice is true in 100 %" in out
-    ids = voc.read_split(voc.open_folder(folder), "train")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(f"{i}.png" for i in ids)
-    for image_id in ids:
-        before, after, refined = (voc.read_mask(tmp_path / d / f"{image_id}.png") for d in ("before", "after", "out"))
-        assert ((refined == before) | (refined == after)).all()
     assert "train.refined" in out
+    ids = voc.read_split(voc.open_folder(remote / "data"), "train")
+    assert paths.names_in(remote / "out") == sorted(f"{i}.png" for i in ids)
+    for image_id in ids:
+        before, after, refined = (voc.read_mask(remote / d / f"{image_id}.png") for d in ("before", "after", "out"))
+        assert ((refined == before) | (refined == after)).all()
+    run_job("static", *SMALL, *masks[:4], *where)
+    out = capsys.readouterr().out
+    assert "[refined] unchanged" in out
+    assert "starts" not in out
+    assert (workspace / "figures" / "refinement.png").is_file()
+
+
+def test_a_workspace_in_a_bucket_needs_a_tracking_server(places, remote):
+    with pytest.raises(SystemExit, match="name it in MLFLOW_TRACKING_URI"):
+        run_job("static", *SMALL, "--workspace", remote)
 
 
 def test_masks_that_do_not_fit_are_listed_before_anything_is_trained(places, two_methods, tmp_path):
@@ -309,7 +322,9 @@ class FailingTask(seeds.ClassifierTask):
         return super().losses(net, batch)
 
 
-def test_a_training_through_faults_ends_like_one_without(places, tmp_path, capsys):
+def test_a_training_through_faults_with_its_checkpoints_in_a_bucket_ends_like_one_without(
+    places, remote, tracking, tmp_path, capsys
+):
     folder, workspace = places
     small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
     train = replace(small.seeds.classifier, epochs=3, batch_size=4)
@@ -317,18 +332,19 @@ def test_a_training_through_faults_ends_like_one_without(places, tmp_path, capsy
     pretrained = next((workspace / "artifacts").glob("backbone-*"))
     arguments = (small.network, train, 1 + len(synthetic.CLASSES), pretrained)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
-    with Session(small, "faults") as session:
+    with Session(replace(small, workspace=remote), "faults") as session:
         task = FailingTask(*arguments, tmp_path)
         with pytest.raises(ray.train.TrainingFailedError, match="a fault in the third epoch"):
             training.run(session, "failing", {"a": 1}, task, [images])
         out = capsys.readouterr().out
         assert "[failing] lost a process" in out
         assert "goes on after epoch 1 of 3" in out
-        assert not any(name.startswith("failing") for name in artifacts(workspace))
+        assert not paths.names_in(remote / "artifacts")
         resumed = training.run(session, "failing", {"a": 1}, task, [images])
         assert "goes on after epoch 2 of 3" in capsys.readouterr().out
+    with Session(small, "no faults") as session:
         undisturbed = training.run(session, "undisturbed", {"a": 1}, seeds.ClassifierTask(*arguments), [images])
-    states = [torch.load(made.path / training.MODEL, weights_only=True) for made in (resumed, undisturbed)]
+    states = [training.read(made.path / training.MODEL) for made in (resumed, undisturbed)]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=1e-4)
 

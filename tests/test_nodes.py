@@ -33,7 +33,7 @@ def classifier_task(s, kind=seeds.ClassifierTask, epochs=3, **more):
     return kind(s.config.network, train, 1 + len(synthetic.CLASSES), pretrained.path, **more)
 
 def start(*nodes, **head):
-    made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **head))
+    made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0) | head)
     started = [made.add_node(**node) for node in nodes]
     made.wait_for_nodes()
     os.environ["RAY_ADDRESS"] = made.address
@@ -137,13 +137,14 @@ def test_crf_actors_go_to_nodes_without_gpus_first(tmp_path):
 def test_a_nearly_full_object_store_slows_and_ends_nothing(tmp_path):
     out = run(
         """
-        start(dict(num_cpus=2, object_store_memory=80 * 2**20), object_store_memory=80 * 2**20)
+        start(num_cpus=2, object_store_memory=80 * 2**20)
         with session("full") as s:
             held = [ray.put(np.zeros(10 * 2**20, np.uint8)) for _ in range(7)]
             table = images.run(s, "train").table
             made = training.run(s, "full", {"a": 1}, classifier_task(s), [table])
             assert all(torch.isfinite(v).all() for v in weights(made).values())
         print("trained beside", len(held) * 10, "of 80 MiB")
+        ray.shutdown()  # before the cluster ends, which `held` would be fetched from
         """,
         tmp_path,
     )

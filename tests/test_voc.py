@@ -242,7 +242,7 @@ def test_own_classes(voc):
 def test_records(voc):
     voc.images("b").split("b", "a").csv("a,cat", "b,dog").mask("a", 8)
     voc.write("JPEGImages/a.png", encode(pixels(), "PNG"))
-    b, a = voc.records(workers=1)
+    b, a = voc.records()
     assert (b.image_id, b.image_path, b.mask_path) == ("b", voc.root / "JPEGImages" / "b.jpg", None)
     assert (a.image_path.name, a.mask_path) == ("a.png", voc.root / "SegmentationClass" / "a.png")
     assert pickle.loads(pickle.dumps([a, b])) == [a, b]

@@ -1,0 +1,242 @@
+"""Paths on disks and in object stores, used alike.
+
+Those on disks are pathlib's. `s3://BUCKET/KEY` and `gs://BUCKET/KEY` are `RemotePath`, which has those of pathlib's
+methods that are used here, over pyarrow's file systems. Keys, region and endpoint come from the environment of every
+process (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...) or from its machine's role.
+"""
+
+import contextlib
+import fnmatch
+import functools
+import hashlib
+import io
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from pyarrow import fs
+
+SCHEMES = ("s3", "gs")
+
+
+class Stat(NamedTuple):
+    """A file's size in bytes and time of its last change."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+ABSENT = Stat(-1, -1)
+
+
+class RemotePath:
+    """An object, or all objects whose keys begin with it and a slash, which are its folder."""
+
+    def __init__(self, scheme: str, key: str):
+        self.scheme, self.key = scheme, key  # the key with the bucket
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RemotePath) and str(self) == str(other)
+
+    def __lt__(self, other: "RemotePath") -> bool:
+        return str(self) < str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __repr__(self) -> str:
+        return f"RemotePath({str(self)!r})"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.key}"
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(self.scheme, f"{self.key}/{name}")
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.key).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.key).stem
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.key).suffix
+
+    @property
+    def parent(self) -> "RemotePath":
+        return RemotePath(self.scheme, str(PurePosixPath(self.key).parent))
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        return _file_system(self.scheme, self.key.partition("/")[0])
+
+    def exists(self) -> bool:
+        return self._info().type != fs.FileType.NotFound
+
+    def is_file(self) -> bool:
+        return self._info().type == fs.FileType.File
+
+    def is_dir(self) -> bool:
+        return self._info().type == fs.FileType.Directory
+
+    def stat(self) -> Stat:
+        info = self._info()
+        if info.type == fs.FileType.NotFound:
+            raise FileNotFoundError(f"{self}: no such object")
+        return Stat(info.size, info.mtime_ns)
+
+    def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
+        """Nothing: folders are where objects are."""
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        for info in self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True)):
+            yield RemotePath(self.scheme, info.path)
+
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
+        wanted = pattern.split("/")
+        for info in self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True, recursive=True)):
+            parts = PurePosixPath(info.path).relative_to(self.key).parts
+            if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
+                yield RemotePath(self.scheme, info.path)
+
+    def open(self, mode: str = "rb") -> Any:
+        """A binary stream; what is written appears when it is closed."""
+        if mode == "wb":
+            return self.filesystem.open_output_stream(self.key)
+        return io.BytesIO(self.read_bytes())
+
+    def read_bytes(self) -> bytes:
+        with self.filesystem.open_input_file(self.key) as stream:
+            return stream.read()
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> None:
+        with self.open("wb") as stream:
+            stream.write(data)
+
+    def write_text(self, text: str) -> None:
+        self.write_bytes(text.encode())
+
+    def unlink(self) -> None:
+        self.filesystem.delete_file(self.key)
+
+    def _info(self) -> fs.FileInfo:
+        return self.filesystem.get_file_info(self.key)
+
+
+AnyPath = Path | RemotePath
+
+
+@functools.cache
+def _file_system(scheme: str, bucket: str) -> fs.FileSystem:
+    one_request = "?allow_delayed_open=true" if scheme == "s3" else ""  # for a small object
+    return fs.FileSystem.from_uri(f"{scheme}://{bucket}{one_request}")[0]
+
+
+def to_path(text: "str | AnyPath") -> AnyPath:
+    """The path that a text names.
+
+    Raises:
+        ValueError: a URL of another kind, or one with a password or options, which would be shown and stored.
+    """
+    found = re.fullmatch(r"(\w+)://(.*)", str(text))
+    if isinstance(text, RemotePath) or not found:
+        return text if isinstance(text, RemotePath) else Path(text)
+    scheme, key = found[1], found[2].rstrip("/")
+    if scheme not in SCHEMES:
+        raise ValueError(f"{scheme}:// is none of {', '.join(f'{known}://' for known in SCHEMES)}")
+    if "@" in key.partition("/")[0] or "?" in key:
+        raise ValueError(f"{scheme}://: keys and options belong into the environment (AWS_ACCESS_KEY_ID, ...)")
+    if not all(part not in ("", ".", "..") for part in key.split("/")):
+        raise ValueError(f"{text}: write {scheme}://BUCKET/KEY")
+    return RemotePath(scheme, key)
+
+
+def relative(path: AnyPath, folder: AnyPath) -> str:
+    """What follows a folder in a path that lies in it."""
+    return str(PurePosixPath(str(path)).relative_to(str(folder)))
+
+
+def make_writable(folder: AnyPath) -> None:
+    """Make a folder; OSError where nothing can be written into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.write_bytes(b"")
+    probe.unlink()
+
+
+def names_in(folder: AnyPath) -> list[str]:
+    """What is in a folder, sorted."""
+    if isinstance(folder, Path):
+        return sorted(os.listdir(folder))  # names, because millions of paths take gigabytes
+    return sorted(path.name for path in folder.iterdir())
+
+
+def stats_in(folder: AnyPath) -> Callable[[str], Stat]:
+    """Looks up files of a folder by name, ABSENT where there is none.
+
+    Of an object store the folder is listed once, as each question would take it milliseconds.
+    """
+    if isinstance(folder, Path):
+        return lambda name: stat(folder / name)
+    listed = folder.filesystem.get_file_info(fs.FileSelector(folder.key, allow_not_found=True))
+    stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in listed}
+    return lambda name: stats.get(name, ABSENT)
+
+
+def stat(path: AnyPath) -> Stat:
+    """Of a file; ABSENT where there is none, which is a state like any other."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ABSENT
+    return Stat(found.st_size, found.st_mtime_ns)
+
+
+def remove(folder: AnyPath) -> None:
+    """Delete a folder and all that it holds, if it is there."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        folder.filesystem.delete_dir(folder.key)
+
+
+def copy(source: AnyPath, target: AnyPath) -> None:
+    """Copy a file, or what a folder holds; within an object store the data stay there."""
+
+    def system(path: AnyPath) -> tuple[str, fs.FileSystem]:
+        return (str(path), fs.LocalFileSystem()) if isinstance(path, Path) else (path.key, path.filesystem)
+
+    (where, source_system), (there, target_system) = system(source), system(target)
+    fs.copy_files(where, there, source_system, target_system)
+
+
+@contextlib.contextmanager
+def on_disk(path: AnyPath) -> Iterator[Path]:
+    """The file, or a copy of it for as long as the block lasts."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder, path.name)
+        copied.write_bytes(path.read_bytes())
+        yield copied
+
+
+def disk_beside(path: AnyPath) -> Path:
+    """The folder for what belongs to a path but needs a disk: itself or, for an object store, one of this machine."""
+    if isinstance(path, Path):
+        return path
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    return Path.home() / ".cache" / "ssdd" / f"{path.name}-{digest}"

@@ -1,0 +1,234 @@
+"""Folders on a disk and in a bucket of a real S3 server do the same."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ssdd import config, paths, store, synthetic, voc
+from ssdd.paths import ABSENT, RemotePath, to_path
+from ssdd.store import Store, whole, write_text
+from ssdd.tables import cut, open_table, read_joined, write_table
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def root(request, tmp_path):
+    return request.getfixturevalue("remote") / request.node.name if request.param == "bucket" else tmp_path
+
+
+@pytest.fixture
+def filled(root):
+    """a, b/c.txt and b/d/e.txt."""
+    for name, text in (("a", "1"), ("b/c.txt", "22"), ("b/d/e.txt", "\u03b1")):
+        write_text(root / name, text)
+    return root
+
+
+def test_files_are_what_was_written(filled):
+    assert (filled / "b" / "d" / "e.txt").read_text() == "\u03b1"
+    assert (filled / "b/c.txt").read_bytes() == b"22"
+    with (filled / "a").open("rb") as stream:
+        assert (stream.read(1), stream.seek(0), stream.read()) == (b"1", 0, b"1")
+    write_text(filled / "a", "new")
+    assert (filled / "a").read_text() == "new"
+    with pytest.raises(FileNotFoundError):
+        (filled / "none").read_bytes()
+
+
+def test_what_is_there(filled):
+    b = filled / "b"
+    assert (b.exists(), b.is_dir(), b.is_file()) == (True, True, False)
+    assert ((b / "c.txt").exists(), (b / "c.txt").is_dir(), (b / "c.txt").is_file()) == (True, False, True)
+    assert ((b / "c").exists(), (b / "c").is_dir(), (b / "c").is_file()) == (False, False, False)
+    assert sorted(path.name for path in b.iterdir()) == paths.names_in(b) == ["c.txt", "d"]
+    assert sorted(paths.relative(path, filled) for path in filled.glob("*/*")) == ["b/c.txt", "b/d"]
+    assert [path.name for path in filled.glob("b/*.txt")] == ["c.txt"]
+    assert list((filled / "none").glob("*")) == []
+    look = paths.stats_in(b)
+    assert look("c.txt") == paths.stat(b / "c.txt")
+    assert look("c.txt").st_size == 2
+    assert look("none") == paths.stats_in(filled / "none")("x") == paths.stat(b / "none") == ABSENT
+
+
+def test_parts_of_a_path(root):
+    path = root / "b" / "c.tar.gz"
+    assert (path.name, path.stem, path.suffix, path.parent) == ("c.tar.gz", "c.tar", ".gz", root / "b")
+    assert to_path(str(path)) == path
+    assert paths.relative(path, root) == "b/c.tar.gz"
+
+
+def test_copies_and_removal(filled, tmp_path):
+    paths.copy(filled / "b", filled / "f")
+    assert (filled / "f" / "d" / "e.txt").read_text() == "\u03b1"
+    paths.remove(filled / "b")
+    paths.remove(filled / "b")
+    assert not (filled / "b").exists()
+    assert (filled / "f" / "c.txt").is_file()
+    with paths.on_disk(filled / "a") as file:
+        assert isinstance(file, Path)
+        assert file.name == "a"
+        assert file.read_text() == "1"
+    paths.make_writable(filled / "new")
+    assert list((filled / "new").iterdir()) == []
+
+
+def half_written(path):
+    with whole(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError("stop")
+
+
+def test_nothing_appears_of_what_was_not_finished(root):
+    with pytest.raises(RuntimeError, match="stop"):
+        half_written(root / "x" / "file.txt")
+    assert not (root / "x" / "file.txt").exists()
+    with whole(root / "folder") as aside:
+        aside.mkdir()
+        (aside / "file").write_text("1")
+    assert paths.names_in(root / "folder") == ["file"]
+
+
+def test_artifacts_are_made_once_and_whole(root, monkeypatch):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "content").write_text("x")
+
+    def broken(folder):
+        make(folder)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        Store(root).build("thing", {}, broken)
+    assert not Store(root).identify("thing", {}).path.exists()
+    with monkeypatch.context() as patch:  # between the first file and the last
+        patch.setattr(paths, "copy", interrupted(paths.copy))
+        patch.setattr(store.os, "rename", interrupted(lambda *both: None))
+        with pytest.raises(KeyboardInterrupt):
+            Store(root).build("thing", {}, make)
+    assert not store.is_whole(Store(root).identify("thing", {}))
+    artifact = Store(root).build("thing", {}, make)
+    assert Store(root).build("thing", {}, broken) == artifact
+    assert len(made) == 3
+    assert sorted(path.name for path in artifact.path.iterdir()) == ["content", "recipe.json"]
+    assert paths.names_in(root / "artifacts") == [artifact.path.name]
+
+
+def interrupted(function):
+    def call(*args):
+        function(*args)
+        raise KeyboardInterrupt
+
+    return call
+
+
+def test_tables(root):
+    schema = pa.schema([("image_id", pa.string()), ("value", pa.int64()), ("other", pa.int64())])
+    ids = ["b", "a", "c"]
+    rows = [{"image_id": i, "value": ord(i), "other": 0} for i in sorted(ids)]
+    (root / "t").mkdir()
+    write_table(root / "t", cut(ids, 2), schema, rows)
+    table = open_table(root / "t")
+    assert table.columns() == ["image_id", "value", "other"]
+    assert [row["value"] for row in table] == [98, 97, 99]
+    assert read_joined([table], 1, ["value"]) == [{"image_id": "c", "value": 99}]
+
+
+@pytest.fixture
+def data(root, tmp_path):
+    """A small data set on the disk, and its copy where the test looks for it."""
+    folder = synthetic.generate(tmp_path / "drawn", train=4, val=2)
+    paths.copy(folder, root / "data")
+    return folder, root / "data"
+
+
+def test_a_data_set_is_read_alike(data):
+    drawn, folder = data
+    records, problems = voc.load_records(voc.open_folder(folder), "train")
+    expected, _ = voc.load_records(voc.open_folder(drawn), "train")
+    assert problems == []
+    for record, own in zip(records, expected, strict=True):
+        assert (record.image_id, record.presence) == (own.image_id, own.presence)
+        assert record.image_path.read_bytes() == own.image_path.read_bytes()
+        assert record.mask_path is not None
+        np.testing.assert_array_equal(voc.read_mask(record.mask_path), voc.read_mask(own.mask_path))
+    ids = [record.image_id for record in records]
+    masks = drawn.parent / "masks"
+    shutil.copytree(drawn / "SegmentationClass", masks)
+    for path in masks.iterdir():
+        mask = voc.read_mask(path)
+        path.write_bytes(voc.encode_mask(np.where(mask == 255, 0, mask).astype(np.uint8)))
+    paths.copy(masks, folder.parent / "masks")
+    (found,) = voc.find_masks(voc.open_folder(folder), ids, folder.parent / "masks")
+    assert [path.name for path in found] == [f"{image_id}.png" for image_id in ids]
+    assert voc.stats(found) != voc.stats(found[1:])
+
+
+def test_a_changed_file_changes_the_fingerprint(data):
+    _, folder = data
+    before = [voc.fingerprint(voc.open_folder(folder), split) for split in ("train", "val")]
+    path = folder / "SegmentationClass" / "train_0002.png"
+    path.write_bytes(path.read_bytes() + b"\0")
+    after = [voc.fingerprint(voc.open_folder(folder), split) for split in ("train", "val")]
+    assert before[0] != after[0]
+    assert before[1] == after[1]
+
+
+def test_broken_files_are_named_where_they_are(data):
+    _, folder = data
+    path = folder / "JPEGImages" / "train_0001.jpg"
+    path.write_bytes(path.read_bytes()[:-100])
+    (folder / "SegmentationClass" / "train_0003.png").write_bytes(voc.encode_mask(np.full((3, 3), 200, np.uint8)))
+    with pytest.raises(voc.DataError) as error:
+        voc.load_records(voc.open_folder(folder), "train")
+    assert f"{folder}/JPEGImages/train_0001.jpg: image file is truncated" in str(error.value)
+    assert f"{folder}/SegmentationClass/train_0003.png: size 3x3" in str(error.value)
+
+
+def test_a_folder_that_is_not_there(root):
+    with pytest.raises(voc.DataError, match="no such folder"):
+        voc.open_folder(root / "nowhere")
+
+
+def test_a_bucket_that_is_not_there(bucket):
+    with pytest.raises(voc.DataError, match=r"s3://no-such-bucket/x"):
+        voc.open_folder(to_path("s3://no-such-bucket/x"))
+    with pytest.raises(OSError, match="bucket"):
+        paths.make_writable(to_path("s3://no-such-bucket/x"))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://bucket/x", "ftp:// is none of s3://"),
+        ("s3://key:secret@bucket/x", "belong into the environment"),
+        ("s3://bucket/x?endpoint_override=evil", "belong into the environment"),
+        ("s3://", "write s3://BUCKET/KEY"),
+        ("s3://bucket//x", "write s3://BUCKET/KEY"),
+        ("s3://bucket/../x", "write s3://BUCKET/KEY"),
+    ],
+)
+def test_urls_that_are_refused(url, message, capsys):
+    with pytest.raises(ValueError, match=message) as error:
+        to_path(url)
+    assert "secret" not in str(error.value)
+    with pytest.raises(SystemExit):
+        config.parse(["--data", url])
+    assert message in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+
+
+def test_a_configuration_with_urls():
+    chosen = config.parse(
+        ["--data", "s3://bucket/voc/", "--workspace", "gs://bucket/w", "--knowledge", "k", "--advice", "a"]
+    )
+    assert chosen.data == RemotePath("s3", "bucket/voc")
+    assert chosen.workspace == RemotePath("gs", "bucket/w")
+    assert chosen.knowledge == Path("k")
+    assert config.from_dict(config.to_dict(chosen)) == chosen
+    assert config.changed(config.mini(), config.changes(chosen)).data == chosen.data
+    assert config.changes(chosen)["data"] == "s3://bucket/voc"
+    assert paths.disk_beside(Path("w")) == Path("w")
+    assert paths.disk_beside(chosen.workspace) != paths.disk_beside(RemotePath("gs", "other/w"))
