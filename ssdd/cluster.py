@@ -1,16 +1,22 @@
 """Connecting to Ray, and who gets which CPU: a plan that can be met with 1, 2, 4 or 64 CPUs."""
 
+import contextlib
 import logging
 import math
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import ray.data
-from ray._private.services import find_bootstrap_address  # the address that `ray start` left; there is no public way
+from ray._private import ray_constants
+from ray._private.services import (
+    find_bootstrap_address,  # the address that `ray start` left; there is no public way
+    get_node_ip_address,
+)
 from ray.data._internal.execution.execution_callback import ExecutionCallback  # no public name either
 
 from ssdd.config import Config
@@ -163,6 +169,17 @@ def places(nodes: list[Node], count: int, unit: float) -> list[str]:
     return chosen[:count]
 
 
+def off_gpus() -> dict[str, Any]:
+    """Options of tasks and actors that need no GPU: nodes without GPUs first, then any."""
+    with_gpus = [node.node_id for node in nodes() if node.gpus > 0]
+    if not with_gpus:
+        return {}
+    return {
+        "label_selector": {"ray.io/node-id": f"!in({','.join(with_gpus)})"},
+        "fallback_strategy": [{"label_selector": {}}],
+    }
+
+
 def training_environment() -> dict[str, Any]:
     """The runtime environment of the tasks of a training: Ray takes a process that has it already, if there is one."""
     from ray.train.v2._internal.constants import get_env_vars_to_propagate  # no public name, and a driver's matter
@@ -203,7 +220,8 @@ def connect(config: Config) -> Plan:
             os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # sees sooner that a training has ended
         if own_size:
             options |= dict(num_cpus=config.num_cpus, include_dashboard=False)
-        ray.init(address, **options)
+        with _loopback_only() if address == "local" or _is_loopback_only(address) else contextlib.nullcontext():
+            ray.init(address, **options)
     if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
         raise ResourceError(
             f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "
@@ -220,6 +238,37 @@ def connect(config: Config) -> Plan:
     if plan.workers > smallest and config.workers is not None:
         raise ResourceError(f"--workers {config.workers} is more than the smallest batch has images ({smallest})")
     return plan if plan.workers <= smallest else make_plan(cpus, gpus, count, smallest, config.gpus)
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Nobody outside this machine reaches a local Ray: all of its servers listen on the loopback interface.
+
+    Ray does so by itself on macOS and Windows; its processes read it from the environment.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, own = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = own
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _is_loopback_only(address: str) -> bool:
+    """Whether it is that of a local Ray of another process; this one must then use the loopback interface, too."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        socket.create_connection((get_node_ip_address(), int(port)), timeout=5).close()
+        return False
+    except OSError:
+        return True
 
 
 def find_cluster() -> str:

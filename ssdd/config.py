@@ -435,7 +435,7 @@ def parse(args: list[str] | None = None, description: str | None = None) -> Conf
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS)
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config", type=to_path)
     known, _ = first.parse_known_args(args)
     rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     rest.add_argument("--config")
@@ -518,11 +518,11 @@ def changes(config: Config) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: AnyPath) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"--config {path}: {error.strerror}") from error
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: is no YAML: {error}") from error
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):

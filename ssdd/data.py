@@ -119,6 +119,7 @@ def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range
         override_num_blocks=len(items),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
+        **cluster.off_gpus(),
     )
     # Ray Data joins blocks up to this size, and cuts them at one and a half of it: so they stay as they are.
     dataset.context.target_max_block_size = int(0.8 * stream.step * sampling.bytes_of_sample)
@@ -127,8 +128,9 @@ def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range
 
 def warm_up(plan: Plan) -> None:
     """Start the processes that will read samples, and their imports, while a trainer still starts its workers."""
+    options = dict(runtime_env=cluster.training_environment(), **cluster.off_gpus())
     for _ in range(plan.data_tasks):
-        _import_transforms.options(runtime_env=cluster.training_environment()).remote()
+        _import_transforms.options(**options).remote()
 
 
 @ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
@@ -198,6 +200,7 @@ def infer(
         override_num_blocks=len(parts),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
+        **cluster.off_gpus(),
     )
     # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
     stream.context.target_max_block_size = 2**18
@@ -221,6 +224,7 @@ def infer(
             batch_format="pyarrow",
             num_cpus=plan.unit,
             runtime_env=plan.crf_environment,
+            **cluster.off_gpus(),
         )
     for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()

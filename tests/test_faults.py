@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from small import ROOT, SMALL
@@ -70,12 +71,31 @@ def test_a_full_disk_ends_a_job_with_a_message(places, tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+def test_a_local_ray_listens_on_loopback_alone(places, tmp_path):
+    cluster.connect(config.parse([*SMALL, "--workspace", str(tmp_path)]))
+    listening = {
+        f"{process.name()} {connection.laddr.ip}"
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {name.split()[0] for name in listening} >= {"gcs_server", "raylet"}
+    assert [name for name in listening if not name.endswith("127.0.0.1")] == []
+
+    named = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    connect = "from ssdd import cluster, config; print(cluster.connect(config.parse([])).workers)"
+    other = subprocess.run([sys.executable, "-c", connect], env=named, capture_output=True, text=True, timeout=120)
+    assert other.stdout.strip() == "2", other.stderr
+
+
+@pytest.mark.ray
 @pytest.mark.minutes
 def test_nobody_gets_into_a_local_ray_without_its_token(places, tmp_path):
     cluster.connect(config.parse([*SMALL, "--workspace", str(tmp_path)]))
     address = ray.get_runtime_context().gcs_address
     enter = f"import ray; ray.init('{address}', logging_level=50); print('inside')"
     guessed = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-that-somebody-guessed"}
+    guessed |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # else it would not even look on the loopback interface
     done = subprocess.run([sys.executable, "-c", enter], env=guessed, capture_output=True, text=True)
     assert done.returncode == 1
     assert "inside" not in done.stdout

@@ -13,7 +13,7 @@ START = """
 import json, os, signal, sys, threading, time
 from dataclasses import dataclass, replace
 from pathlib import Path
-import numpy as np, ray, torch
+import numpy as np, pyarrow as pa, ray, torch
 from ray.cluster_utils import Cluster
 from small import SMALL
 from ssdd import cluster, config, data, images, pool, seeds, synthetic, training
@@ -64,7 +64,7 @@ synthetic.generate(work / "data", train=10, val=2)
 
 
 def run(script, folder, timeout=280):
-    text = START + textwrap.dedent(script)
+    text = START + textwrap.dedent(script) + "\nray.shutdown()  # before the cluster ends, which objects are in\n"
     command = [sys.executable, "-c", text, str(folder)]
     done = subprocess.run(
         command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=timeout, start_new_session=True
@@ -111,7 +111,7 @@ def test_two_workers_on_two_nodes_are_one_and_a_lost_node_changes_nothing(tmp_pa
     assert "the same from one worker" in out
 
 
-def test_crf_actors_go_to_nodes_without_gpus_first(tmp_path):
+def test_crf_and_decoding_go_to_nodes_without_gpus_first(tmp_path):
     out = run(
         """
         start(dict(num_cpus=4, num_gpus=1), dict(num_cpus=2), dict(num_cpus=2))
@@ -127,11 +127,30 @@ def test_crf_actors_go_to_nodes_without_gpus_first(tmp_path):
         crfs = pool.CRFPool(cluster.places(cluster.nodes(), 6, 1), 1)
         where = ray.get([actor.node.remote() for actor in crfs.actors])
         assert sum(node in gpu for node in where) == 2, "the others have no room"
-        print("CPU nodes have the CRF first")
+        crfs.close()
+
+        def here(rows):
+            return [{"node": ray.get_runtime_context().get_node_id()} for _ in rows]
+
+        def read(joined, sampling, order, stream):
+            time.sleep(0.5)
+            yield pa.Table.from_pylist(here(stream))
+
+        data._read_samples = read
+        with session("decoding") as s:
+            table = images.run(s, "train").table
+            plan = replace(s.plan, unit=1, data_tasks=3, crf_actors=3)
+            order = data.Order(10, 1, 0, together=1)
+            blocks = data.samples([table], classifier_task(s).sampling, order, range(0, 30), plan)
+            found = {row["node"] for block in blocks.iter_batches(batch_format="pyarrow") for row in block.to_pylist()}
+            assert len(found) == 2 and not found & gpu, found
+            found = {row["node"] for row in data.infer([table], ["image"], None, here, 4, plan)}
+            assert found and not found & gpu, found
+        print("CPU nodes have CRF and decoding first")
         """,
         tmp_path,
     )
-    assert "CPU nodes have the CRF first" in out
+    assert "CPU nodes have CRF and decoding first" in out
 
 
 def test_a_nearly_full_object_store_slows_and_ends_nothing(tmp_path):
@@ -144,7 +163,6 @@ def test_a_nearly_full_object_store_slows_and_ends_nothing(tmp_path):
             made = training.run(s, "full", {"a": 1}, classifier_task(s), [table])
             assert all(torch.isfinite(v).all() for v in weights(made).values())
         print("trained beside", len(held) * 10, "of 80 MiB")
-        ray.shutdown()  # before the cluster ends, which `held` would be fetched from
         """,
         tmp_path,
     )
