@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
+import torch
 from small import ROOT, SMALL
 
-from ssdd import paths, synthetic
+from ssdd import paths, synthetic, training
 
 pytestmark = [pytest.mark.ray, pytest.mark.minutes]
 
@@ -55,7 +56,11 @@ def test_a_job_in_a_bucket_that_is_killed_goes_on_and_ends_like_one_on_a_disk(re
     for name, value in expected.items():
         if isinstance(value, float):
             assert found[name] == pytest.approx(value, abs=0.1), name
-    print("killed in a bucket / undisturbed on a disk:", {k: (found[k], v) for k, v in expected.items() if "val." in k})
+    weights, undisturbed = (next(where.glob("artifacts/dynamic-*")) for where in (workspace, tmp_path / "w"))
+    weights, undisturbed = (training.read(where / training.MODEL) for where in (weights, undisturbed))
+    for name, value in undisturbed.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+    print("the same network, killed in a bucket and undisturbed on a disk")
 
     ended("evaluate", "--workspace", workspace, "--submission", remote / "results.tgz")
     assert (remote / "results.tgz").stat().st_size > 100
