@@ -9,7 +9,7 @@ from ssdd import config as configuration
 from ssdd.backbones import WeightsError
 from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
-from ssdd.paths import RemotePath, to_path
+from ssdd.paths import RemoteError, to_path
 from ssdd.report import table_lines
 from ssdd.session import Session
 from ssdd.store import DISK_FULL
@@ -19,7 +19,10 @@ from ssdd.training import DivergedError, LostError
 from ssdd.voc import DataError
 
 Result = TypeVar("Result")
-ERRORS = (ConfigError, DataError, ResourceError, WeightsError, DivergedError, LostError, SweepError, TrackingError)
+ERRORS = (
+    *(ConfigError, DataError, RemoteError, ResourceError, WeightsError),
+    *(DivergedError, LostError, SweepError, TrackingError),
+)
 """What the user can mend."""
 
 
@@ -47,7 +50,6 @@ def job(
         config: reads the configuration; from the command line if None.
         report: the result as lines for the terminal.
     """
-    chosen = None
     try:
         chosen = config() if config else configuration.parse(description=description)
         with Session(chosen, name) as session:
@@ -55,10 +57,8 @@ def job(
     except ERRORS as error:
         sys.exit(f"{name}: {error}")
     except OSError as error:
-        if error.errno in DISK_FULL:
-            sys.exit(f"{name}: no space left on the disk ({error}); make some and give the same command: it goes on")
-        if error.errno is None and chosen and isinstance(chosen.workspace, RemotePath):
-            sys.exit(f"{name}: the object store fails ({error}); give the same command again: it goes on")
-        raise
+        if error.errno not in DISK_FULL:
+            raise
+        sys.exit(f"{name}: no space left on the disk ({error}); make some and give the same command again: it goes on")
     for line in report(result):
         print(line)

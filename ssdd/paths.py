@@ -34,6 +34,10 @@ class Stat(NamedTuple):
 ABSENT = Stat(-1, -1)
 
 
+class RemoteError(RuntimeError):
+    """An object store refuses or does not answer; nothing is known of what was asked for."""
+
+
 class RemotePath:
     """An object, or all objects whose keys begin with it and a slash, which are its folder."""
 
@@ -93,16 +97,21 @@ class RemotePath:
             raise FileNotFoundError(f"{self}: no such object")
         return Stat(info.size, info.mtime_ns)
 
+    def entries(self, recursive: bool = False) -> list[fs.FileInfo]:
+        """What is in the folder; nothing if it is not there."""
+        with self._asking():
+            return self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True, recursive=recursive))
+
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
         """Nothing: folders are where objects are."""
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        for info in self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True)):
+        for info in self.entries():
             yield RemotePath(self.scheme, info.path)
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         wanted = pattern.split("/")
-        for info in self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True, recursive=True)):
+        for info in self.entries(recursive=True):
             parts = PurePosixPath(info.path).relative_to(self.key).parts
             if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
                 yield RemotePath(self.scheme, info.path)
@@ -110,28 +119,47 @@ class RemotePath:
     def open(self, mode: str = "rb") -> Any:
         """A binary stream; what is written appears when it is closed."""
         if mode == "wb":
-            return self.filesystem.open_output_stream(self.key)
+            with self._asking():
+                return self.filesystem.open_output_stream(self.key)
         return io.BytesIO(self.read_bytes())
 
     def read_bytes(self) -> bytes:
-        with self.filesystem.open_input_file(self.key) as stream:
+        with self._asking(), self.filesystem.open_input_file(self.key) as stream:
             return stream.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> None:
-        with self.open("wb") as stream:
+        with self._asking(), self.open("wb") as stream:
             stream.write(data)
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
 
     def unlink(self) -> None:
-        self.filesystem.delete_file(self.key)
+        with self._asking():
+            self.filesystem.delete_file(self.key)
+
+    def remove(self) -> None:
+        """Delete the folder, if it is there."""
+        with self._asking(), contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_dir(self.key)
 
     def _info(self) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.key)
+        with self._asking():
+            return self.filesystem.get_file_info(self.key)
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise RemoteError(
+                f"{self}: {error}; check the bucket and its keys, or give the same command again"
+            ) from error
 
 
 AnyPath = Path | RemotePath
@@ -168,7 +196,7 @@ def relative(path: AnyPath, folder: AnyPath) -> str:
 
 
 def make_writable(folder: AnyPath) -> None:
-    """Make a folder; OSError where nothing can be written into it."""
+    """Make a folder; OSError or RemoteError where nothing can be written into it."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".{uuid.uuid4().hex}"
     probe.write_bytes(b"")
@@ -189,8 +217,7 @@ def stats_in(folder: AnyPath) -> Callable[[str], Stat]:
     """
     if isinstance(folder, Path):
         return lambda name: stat(folder / name)
-    listed = folder.filesystem.get_file_info(fs.FileSelector(folder.key, allow_not_found=True))
-    stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in listed}
+    stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in folder.entries()}
     return lambda name: stats.get(name, ABSENT)
 
 
@@ -207,9 +234,8 @@ def remove(folder: AnyPath) -> None:
     """Delete a folder and all that it holds, if it is there."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
-        return
-    with contextlib.suppress(FileNotFoundError):
-        folder.filesystem.delete_dir(folder.key)
+    else:
+        folder.remove()
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:

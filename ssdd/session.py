@@ -36,8 +36,7 @@ class Session(AbstractContextManager):
         try:
             make_writable(self.workspace)
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"--workspace {self.workspace}: {reason}; name a folder to write into") from error
+            raise ConfigError(f"--workspace {self.workspace}: {error.strerror}; name another folder") from error
         self.store = Store(self.workspace)
         self.plan = cluster.connect(config)
         self.console.line(f"workspace {self.workspace}")

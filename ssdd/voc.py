@@ -148,11 +148,7 @@ class VOCFolder:
 def open_folder(root: AnyPath) -> VOCFolder:
     """The folder at `root`; DataError if it has no JPEGImages or its classes.txt is unusable."""
     root = root.absolute() if isinstance(root, Path) else root  # workers on a cluster have another working directory
-    try:
-        found = root.is_dir()
-    except OSError as error:  # of an object store
-        raise DataError(f"{root}: cannot be read ({error}); check the bucket's name and the keys to it") from error
-    if not found:
+    if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the folder that holds JPEGImages/")
     if not (root / "JPEGImages").is_dir():
         raise DataError(f"{root}: has no JPEGImages/ folder; put the images there, as JPEGImages/ID.jpg")

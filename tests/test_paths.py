@@ -194,10 +194,29 @@ def test_a_folder_that_is_not_there(root):
 
 
 def test_a_bucket_that_is_not_there(bucket):
-    with pytest.raises(voc.DataError, match=r"s3://no-such-bucket/x"):
-        voc.open_folder(to_path("s3://no-such-bucket/x"))
-    with pytest.raises(OSError, match="bucket"):
-        paths.make_writable(to_path("s3://no-such-bucket/x"))
+    where = to_path("s3://no-such-bucket/x")
+    with pytest.raises(voc.DataError, match=r"s3://no-such-bucket/x: no such folder"):
+        voc.open_folder(where)
+    with pytest.raises(paths.RemoteError, match="s3://no-such-bucket/x"):
+        paths.make_writable(where)
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monkeypatch):
+    class Gone:
+        def __getattr__(self, name):
+            def call(*args, **options):
+                raise OSError("AWS Error NETWORK_CONNECTION")
+
+            return call
+
+    monkeypatch.setattr(paths, "_file_system", lambda scheme, name: Gone())
+    path = to_path("s3://bucket/x")
+    questions = [path.is_dir, path.read_bytes, path.unlink, path.remove, lambda: paths.stat(path), path.open]
+    questions += [lambda: paths.names_in(path), lambda: paths.stats_in(path), lambda: list(path.glob("*"))]
+    questions += [lambda: voc.read_image(path), lambda: path.write_text("x"), lambda: voc.open_folder(path)]
+    for question in questions:
+        with pytest.raises(paths.RemoteError, match=r"s3://bucket/x.*: AWS Error NETWORK_CONNECTION; check the bucket"):
+            question()
 
 
 @pytest.mark.parametrize(
