@@ -76,8 +76,9 @@ class Store:
         try:
             make(folder)
             if isinstance(artifact.path, RemotePath):  # has no folders that could be renamed
-                paths.copy(folder, artifact.path)
-                (artifact.path / RECIPE).write_text(recipe)
+                if not is_whole(artifact):
+                    paths.copy(folder, artifact.path)
+                    (artifact.path / RECIPE).write_text(recipe)
                 return
             (folder / RECIPE).write_text(recipe)
             try:
