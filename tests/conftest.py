@@ -47,6 +47,16 @@ def remote(bucket, request):
     return to_path(f"{bucket}/{request.node.name.partition('[')[0]}")
 
 
+@pytest.fixture
+def tracking(tmp_path, monkeypatch):
+    """What a workspace in a bucket needs: a store for MLflow."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    MlflowClient(uri).create_experiment("ssdd-mini", (tmp_path / "mlartifacts").as_uri())
+
+
 @pytest.fixture(scope="session")
 def places(tmp_path_factory, bucket):
     """A small data set, odd files in it, and a workspace that tests fill in their order, on one local cluster."""

@@ -177,12 +177,6 @@ def two_methods(places, tmp_path):
     return "--knowledge", tmp_path / "before", "--advice", tmp_path / "after"
 
 
-@pytest.fixture
-def tracking(tmp_path, monkeypatch):
-    """What a workspace in an object store needs."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-
-
 def test_static_job_refines_two_folders_of_masks_without_seeds_all_in_a_bucket(
     places, two_methods, remote, tracking, tmp_path, capsys
 ):

@@ -30,8 +30,7 @@ def ended(name, *args):
     return out
 
 
-def test_a_job_in_a_bucket_that_is_killed_goes_on_and_ends_like_one_on_a_disk(remote, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_a_job_in_a_bucket_that_is_killed_goes_on_and_ends_like_one_on_a_disk(remote, tracking, tmp_path):
     folder = synthetic.generate(tmp_path / "data", train=10, val=4)
     paths.copy(folder, remote / "data")
     workspace = remote / "w"
