@@ -13,13 +13,13 @@ from functools import partial
 
 from ssdd import config, evaluate
 from ssdd.jobs import job, own_flag
-from ssdd.paths import to_path
+from ssdd.paths import path_flag
 from ssdd.session import resolve
 
 
 def read_config(args):
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--workspace", type=to_path)
+    first.add_argument("--workspace", type=path_flag)
     first.add_argument("--preset")
     known, _ = first.parse_known_args(args)
     if known.preset:

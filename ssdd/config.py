@@ -17,7 +17,7 @@ import tyro
 import yaml
 
 from ssdd.crf import CRFParams
-from ssdd.paths import AnyPath, to_path
+from ssdd.paths import AnyPath, path_flag, to_path
 
 _Folder = Annotated[
     AnyPath | None,
@@ -435,7 +435,7 @@ def parse(args: list[str] | None = None, description: str | None = None) -> Conf
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS)
-    first.add_argument("--config", type=to_path)
+    first.add_argument("--config", type=path_flag)
     known, _ = first.parse_known_args(args)
     rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     rest.add_argument("--config")
@@ -479,6 +479,11 @@ def changed(default: Config, fields: dict[str, Any]) -> Config:
     args: list[str] = []
     for name, value in fields.items():
         name = name.replace("-", "_")
+        if name in ("data", "workspace", "knowledge", "advice"):
+            try:
+                to_path(str(value))
+            except ValueError as error:
+                raise ConfigError(f"{name}: {error}") from None
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise ConfigError(f"there is no field {name}" + (f"; did you mean {', '.join(near)}?" if near else ""))
@@ -492,7 +497,7 @@ def changed(default: Config, fields: dict[str, Any]) -> Config:
         with contextlib.redirect_stderr(io.StringIO()):
             config = tyro.cli(Config, args=args, default=default, console_outputs=False)
     except SystemExit as error:
-        given = ", ".join(f"{name} = {value!r}" for name, value in fields.items())
+        given = ", ".join(f"{name} = {value!r}" for name, value in fields.items() if "://" not in str(value))
         raise ConfigError(f"a value is not of its field's type: {given}") from error
     validate(config)
     return config

@@ -9,7 +9,7 @@ from ssdd import config as configuration
 from ssdd.backbones import WeightsError
 from ssdd.cluster import ResourceError
 from ssdd.config import Config, ConfigError
-from ssdd.paths import RemoteError, to_path
+from ssdd.paths import RemoteError, path_flag
 from ssdd.report import table_lines
 from ssdd.session import Session
 from ssdd.store import DISK_FULL
@@ -26,7 +26,7 @@ ERRORS = (
 """What the user can mend."""
 
 
-def own_flag(flag: str, kind: Callable[[str], Any] = to_path, default: Any = None) -> tuple[Any, list[str]]:
+def own_flag(flag: str, kind: Callable[[str], Any] = path_flag, default: Any = None) -> tuple[Any, list[str]]:
     """The value of a flag that only one script has, and the command line without it."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag, type=kind, default=default, dest="value")

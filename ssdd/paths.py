@@ -5,6 +5,7 @@ methods that are used here, over pyarrow's file systems. Keys, region and endpoi
 process (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...) or from its machine's role.
 """
 
+import argparse
 import contextlib
 import fnmatch
 import functools
@@ -17,6 +18,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from pyarrow import fs
@@ -131,8 +133,10 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> None:
-        with self._asking(), self.open("wb") as stream:
+        with self._asking():
+            stream = self.filesystem.open_output_stream(self.key)
             stream.write(data)
+            stream.close()
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
@@ -183,11 +187,20 @@ def to_path(text: "str | AnyPath") -> AnyPath:
     scheme, key = found[1], found[2].rstrip("/")
     if scheme not in SCHEMES:
         raise ValueError(f"{scheme}:// is none of {', '.join(f'{known}://' for known in SCHEMES)}")
-    if "@" in key.partition("/")[0] or "?" in key:
+    if "?" in key or "@" in key or ":" in key.partition("/")[0]:  # a secret may hold a slash
         raise ValueError(f"{scheme}://: keys and options belong into the environment (AWS_ACCESS_KEY_ID, ...)")
-    if not all(part not in ("", ".", "..") for part in key.split("/")):
-        raise ValueError(f"{text}: write {scheme}://BUCKET/KEY")
+    bucket, *rest = key.split("/")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket) or any(part in ("", ".", "..") for part in rest):
+        raise ValueError(f"write {scheme}://BUCKET/KEY")
     return RemotePath(scheme, key)
+
+
+def path_flag(text: str) -> AnyPath:
+    """`to_path` for argparse, which would else show the text and not the reason."""
+    try:
+        return to_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def relative(path: AnyPath, folder: AnyPath) -> str:
@@ -217,7 +230,8 @@ def stats_in(folder: AnyPath) -> Callable[[str], Stat]:
     """
     if isinstance(folder, Path):
         return lambda name: stat(folder / name)
-    stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in folder.entries()}
+    files = (info for info in folder.entries() if info.type == fs.FileType.File)
+    stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in files}
     return lambda name: stats.get(name, ABSENT)
 
 
@@ -226,6 +240,8 @@ def stat(path: AnyPath) -> Stat:
     try:
         found = path.stat()
     except OSError:
+        return ABSENT
+    if isinstance(path, Path) and not S_ISREG(found.st_mode):  # type: ignore[union-attr]
         return ABSENT
     return Stat(found.st_size, found.st_mtime_ns)
 
@@ -239,13 +255,21 @@ def remove(folder: AnyPath) -> None:
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:
-    """Copy a file, or what a folder holds; within an object store the data stay there."""
+    """Copy a file, or what a folder holds; within an object store the data stay there.
 
-    def system(path: AnyPath) -> tuple[str, fs.FileSystem]:
-        return (str(path), fs.LocalFileSystem()) if isinstance(path, Path) else (path.key, path.filesystem)
-
-    (where, source_system), (there, target_system) = system(source), system(target)
-    fs.copy_files(where, there, source_system, target_system)
+    Raises:
+        RemoteError: something did not arrive.
+    """
+    if isinstance(source, RemotePath) and isinstance(target, RemotePath):
+        with target._asking():
+            fs.copy_files(source.key, target.key, source.filesystem, target.filesystem)
+    elif isinstance(source, Path) and source.is_dir():
+        for file in sorted(path for path in source.rglob("*") if path.is_file()):
+            copy(file, target / file.relative_to(source).as_posix())
+    else:  # not with pyarrow's copy_files: it does not say when an upload fails at its end
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ class Table:
     def read(self, part: int, columns: list[str] | None = None) -> list[Row]:
         """The rows of one part, as dicts."""
         with _open(self.path, part) as file:
+            if missing := set(columns or ()) - set(file.schema_arrow.names):
+                raise TableError(f"no column {', '.join(sorted(missing))} in {self.path.name}")
             return file.read(columns).to_pylist()
 
     def columns(self) -> list[str]:

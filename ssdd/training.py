@@ -69,7 +69,7 @@ class DivergedError(RuntimeError):
 
 
 class LostError(RuntimeError):
-    """The processes of a training die again and again; the message says how."""
+    """The processes of a training die again and again, or what it made did not arrive; the message says how."""
 
 
 class Task(Objective, Protocol):
@@ -189,7 +189,8 @@ def _fit(
             session.console.line(f"[{name}] goes on after epoch {epochs} of {task.train.epochs}")
         try:
             _attempt(session, plan, name, runs, task, joined, epochs, state, validate)
-            assert _last_checkpoint(runs)[0] == task.train.epochs, f"{name}: ended without its last checkpoint"
+            if _last_checkpoint(runs)[0] < task.train.epochs:
+                raise LostError(f"[{name}] its last checkpoint did not arrive in {runs}; the same command goes on")
         except (ray.train.TrainingFailedError, RayActorError) as error:
             reason = _lost(error)
             if reason is None:

@@ -1,6 +1,7 @@
 """Folders on a disk and in a bucket of a real S3 server do the same."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ssdd import config, paths, store, synthetic, voc
+from ssdd.jobs import own_flag
 from ssdd.paths import ABSENT, RemotePath, to_path
 from ssdd.store import Store, whole, write_text
 from ssdd.tables import cut, open_table, read_joined, write_table
@@ -49,6 +51,7 @@ def test_what_is_there(filled):
     look = paths.stats_in(b)
     assert look("c.txt") == paths.stat(b / "c.txt")
     assert look("c.txt").st_size == 2
+    assert look("d") == ABSENT, "a folder is no file"
     assert look("none") == paths.stats_in(filled / "none")("x") == paths.stat(b / "none") == ABSENT
 
 
@@ -201,6 +204,22 @@ def test_a_bucket_that_is_not_there(bucket):
         paths.make_writable(where)
 
 
+def test_what_does_not_arrive_is_an_error(bucket, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("x")
+    where = to_path("s3://no-such-bucket/x")
+    sends = [lambda: write_text(where, "x"), lambda: where.write_text("x")]
+    sends += [
+        lambda: paths.copy(tmp_path / "folder", where),
+        lambda: Store(where).build("thing", {}, lambda folder: None),
+    ]
+    with pytest.raises(OSError, match="no-such-bucket"), where.open("wb") as stream:  # what tables and networks use
+        stream.write(b"x")
+    for send in sends:
+        with pytest.raises(paths.RemoteError, match="s3://no-such-bucket/x"):
+            send()
+
+
 def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monkeypatch):
     class Gone:
         def __getattr__(self, name):
@@ -224,19 +243,30 @@ def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monk
     [
         ("ftp://bucket/x", "ftp:// is none of s3://"),
         ("s3://key:secret@bucket/x", "belong into the environment"),
+        ("s3://key:sec/secret@bucket/x", "belong into the environment"),
+        ("s3://my bucket/x", "write s3://BUCKET/KEY"),
         ("s3://bucket/x?endpoint_override=evil", "belong into the environment"),
         ("s3://", "write s3://BUCKET/KEY"),
         ("s3://bucket//x", "write s3://BUCKET/KEY"),
         ("s3://bucket/../x", "write s3://BUCKET/KEY"),
     ],
 )
-def test_urls_that_are_refused(url, message, capsys):
+def test_urls_that_are_refused(url, message, capsys, monkeypatch):
     with pytest.raises(ValueError, match=message) as error:
         to_path(url)
     assert "secret" not in str(error.value)
     with pytest.raises(SystemExit):
         config.parse(["--data", url])
-    assert message in " ".join(capsys.readouterr().err.replace("\u2502", " ").split())
+    shown = capsys.readouterr().err
+    assert message in " ".join(shown.replace("\u2502", " ").split())
+    for read in (lambda: config.parse(["--config", url]), lambda: own_flag("--output")):
+        monkeypatch.setattr(sys, "argv", ["job", "--output", url])
+        with pytest.raises(SystemExit):
+            read()
+        shown += capsys.readouterr().err
+    with pytest.raises(config.ConfigError, match=message) as error:
+        config.changed(config.mini(), {"data": url, "seed": 1})
+    assert "secret" not in shown + str(error.value)
 
 
 def test_a_configuration_with_urls():
