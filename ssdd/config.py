@@ -17,7 +17,7 @@ import tyro
 import yaml
 
 from ssdd.crf import CRFParams
-from ssdd.paths import AnyPath, path_flag, to_path
+from ssdd.paths import AnyPath, RemotePath, path_flag, to_path
 
 _Folder = Annotated[
     AnyPath | None,
@@ -475,18 +475,18 @@ def changed(default: Config, fields: dict[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown field, a value of another type, or one that cannot work.
     """
-    known = flatten(to_dict(default))
+    known, kinds = flatten(to_dict(default)), get_type_hints(Config)
     args: list[str] = []
     for name, value in fields.items():
         name = name.replace("-", "_")
-        if name in ("data", "workspace", "knowledge", "advice"):
-            try:
-                to_path(str(value))
-            except ValueError as error:
-                raise ConfigError(f"{name}: {error}") from None
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             raise ConfigError(f"there is no field {name}" + (f"; did you mean {', '.join(near)}?" if near else ""))
+        if RemotePath in get_args(kinds.get(name)):
+            try:
+                to_path(str(value))
+            except ValueError as error:  # tyro would not say why
+                raise ConfigError(f"{name}: {error}") from None
         flag = name.replace("_", "-")
         if isinstance(known[name], bool) and isinstance(value, bool):
             head, dot, last = flag.rpartition(".")

@@ -195,12 +195,13 @@ def infer(
     """
     light = [Table(t.path, ()) for t in joined]
     parts = list(range(len(joined[0].parts)))
+    off_gpus = cluster.off_gpus()
     stream = ray.data.read_datasource(
         _Parts(parts, partial(_read_rows, light, columns)),
         override_num_blocks=len(parts),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
-        **cluster.off_gpus(),
+        **off_gpus,
     )
     # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
     stream.context.target_max_block_size = 2**18
@@ -224,7 +225,7 @@ def infer(
             batch_format="pyarrow",
             num_cpus=plan.unit,
             runtime_env=plan.crf_environment,
-            **cluster.off_gpus(),
+            **off_gpus,
         )
     for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from block.to_pylist()

@@ -1,6 +1,5 @@
 """Stage 0: a checked image list as a table: encoded image, image-level labels and, for evaluation, the true mask."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import pyarrow as pa
 
 from ssdd import data, synthetic, voc
 from ssdd.config import Config, ConfigError
-from ssdd.paths import AnyPath, disk_beside, relative
+from ssdd.paths import AnyPath, disk_beside, relative, threaded
 from ssdd.session import Session, resolve
 from ssdd.store import Artifact
 from ssdd.tables import Row, Table, cut, open_table, write_table
@@ -78,7 +77,7 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         order = np.random.default_rng(0).permutation(len(records))
         records = [records[i] for i in order]
         parts = cut([record.image_id for record in records], session.config.part_size)
-        rows = data.counted(_rows(records, folder), len(records), session.console.stage(name))
+        rows = data.counted(threaded(_row, records, folder.root), len(records), session.console.stage(name))
         write_table(path, parts, SCHEMA, rows)
 
     artifact = session.build(name, recipe, make)
@@ -90,12 +89,6 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         session.console.line(f"[{name}] {count} images left out, {table.rows} remain; why: {where}")
         session.tracker.metrics({f"skipped.{split}": count})
     return Images(table, artifact, folder.classes)
-
-
-def _rows(records: list[Record], folder: VOCFolder) -> Iterator[Row]:
-    with voc.readers(folder.root) as pool:
-        for k in range(0, len(records), 64):  # as many as may wait in memory
-            yield from pool.map(_row, records[k : k + 64])
 
 
 def _row(record: Record) -> Row:

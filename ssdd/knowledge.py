@@ -1,12 +1,12 @@
 """Knowledge and advice of the training list: PSA's seeds, or two folders of masks that another method made."""
 
-from collections.abc import Iterator
+from functools import partial
 
 import pyarrow as pa
 
 from ssdd import images, seeds, voc
 from ssdd.images import Images
-from ssdd.paths import AnyPath
+from ssdd.paths import AnyPath, threaded
 from ssdd.seeds import Seeds
 from ssdd.session import Session, resolve
 from ssdd.tables import Row
@@ -42,9 +42,9 @@ def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds
     files = dict(zip(folders, voc.find_masks(folder, ids, *folders.values()), strict=True))
     recipe = {"images": train.artifact} | {name: voc.stats(paths) for name, paths in files.items()}
 
-    def rows() -> Iterator[Row]:
-        for i, image_id in enumerate(ids):
-            yield {"image_id": image_id} | {name: paths[i].read_bytes() for name, paths in files.items()}
+    def row(i: int) -> Row:
+        return {"image_id": ids[i]} | {name: paths[i].read_bytes() for name, paths in files.items()}
 
+    rows = partial(threaded, row, range(len(ids)), folders["knowledge"])
     table, artifact = session.build_table("masks", recipe, train.table.parts, SCHEMA, rows)
     return Seeds(train, table, artifact, None)

@@ -16,14 +16,18 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pyarrow import fs
 
 SCHEMES = ("s3", "gs")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Stat(NamedTuple):
@@ -133,10 +137,8 @@ class RemotePath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> None:
-        with self._asking():
-            stream = self.filesystem.open_output_stream(self.key)
+        with self._asking(), self.filesystem.open_output_stream(self.key) as stream:
             stream.write(data)
-            stream.close()
 
     def write_text(self, text: str) -> None:
         self.write_bytes(text.encode())
@@ -181,9 +183,11 @@ def to_path(text: "str | AnyPath") -> AnyPath:
     Raises:
         ValueError: a URL of another kind, or one with a password or options, which would be shown and stored.
     """
-    found = re.fullmatch(r"(\w+)://(.*)", str(text))
-    if isinstance(text, RemotePath) or not found:
-        return text if isinstance(text, RemotePath) else Path(text)
+    if isinstance(text, AnyPath):
+        return text
+    found = re.fullmatch(r"(\w+)://(.*)", text)
+    if not found:
+        return Path(text)
     scheme, key = found[1], found[2].rstrip("/")
     if scheme not in SCHEMES:
         raise ValueError(f"{scheme}:// is none of {', '.join(f'{known}://' for known in SCHEMES)}")
@@ -246,6 +250,21 @@ def stat(path: AnyPath) -> Stat:
     return Stat(found.st_size, found.st_mtime_ns)
 
 
+def threaded(function: Callable[[Item], Result], items: Iterable[Item], root: AnyPath) -> Iterator[Result]:
+    """`function`, which reads files below `root`, of each item, in their order; a few are ahead.
+
+    By threads: many for an object store, whose answers take milliseconds. Pillow, too, lets go of the GIL.
+    """
+    ahead: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(32 if isinstance(root, RemotePath) else 8) as pool:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 64:  # as many as may wait in memory
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
 def remove(folder: AnyPath) -> None:
     """Delete a folder and all that it holds, if it is there."""
     if isinstance(folder, Path):
@@ -280,7 +299,7 @@ def on_disk(path: AnyPath) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copied = Path(folder, path.name)
-        copied.write_bytes(path.read_bytes())
+        copy(path, copied)
         yield copied
 
 

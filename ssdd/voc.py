@@ -16,7 +16,6 @@ import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -26,7 +25,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ssdd.paths import ABSENT, AnyPath, RemotePath, Stat, names_in, stat, stats_in, to_path
+from ssdd.paths import ABSENT, AnyPath, Stat, names_in, stat, stats_in, threaded, to_path
 
 # fmt: off
 VOC_CLASSES: tuple[str, ...] = (
@@ -235,20 +234,15 @@ def load_records(
     """
     ids = read_split(folder, split)
     rows = _read_rows(folder._csv()) if need_labels and folder._csv().exists() else None
-    masks, xmls = stats_in(folder.root / "SegmentationClass"), stats_in(folder.root / "Annotations")
+    masks = stats_in(folder.root / "SegmentationClass")
+    xmls = stats_in(folder.root / "Annotations") if need_labels and rows is None else None
     checker = _Checker(folder, folder._images(), masks, xmls, rows, need_labels, need_masks)
-    with readers(folder.root) as pool:  # Pillow lets go of the GIL while it decodes
-        checked = list(pool.map(checker.check, ids))
+    checked = list(threaded(checker.check, ids, folder.root))
     problems = [problem for _, found in checked for problem in found]
     sound = [record for record, found in checked if not found]
     if problems and not (skip_broken and sound):
         raise listing(f"{folder.root}, split {split!r}", problems)
     return sound, problems
-
-
-def readers(root: AnyPath) -> ThreadPoolExecutor:
-    """Threads that read files: many for an object store, whose answers take milliseconds."""
-    return ThreadPoolExecutor(32 if isinstance(root, RemotePath) else 8)
 
 
 _Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: its lines' numbers and cells
@@ -274,7 +268,7 @@ class _Checker:
     folder: VOCFolder
     images: dict[str, list[str]]
     masks: Callable[[str], Stat]
-    xmls: Callable[[str], Stat]
+    xmls: Callable[[str], Stat] | None  # None: nobody asks for them
     rows: _Rows | None  # None: there is no labels.csv
     need_labels: bool
     need_masks: bool
@@ -326,7 +320,7 @@ class _Checker:
         xml = self.folder._xml(image_id)
         if self.rows is not None:
             where, names = self._names_in_csv(self.rows.get(image_id, []), image_id)
-        elif self.xmls(xml.name) != ABSENT:
+        elif self.xmls is not None and self.xmls(xml.name) != ABSENT:
             where, names = f"{xml}, object/name", _names_in_xml(xml)
         elif mask_path is None:
             raise _fault("missing labels", f"{image_id}: neither labels.csv nor {xml} nor a mask")
@@ -370,15 +364,14 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
     is decoded. Raises DataError where `read_split` does.
     """
     ids, images = read_split(folder, split), folder._images()
-    csv, of_image, of_mask, of_xml = (
-        *(stat(folder._csv()), stats_in(folder.root / "JPEGImages")),
-        *(stats_in(folder.root / name) for name in ("SegmentationClass", "Annotations")),
-    )
+    csv = stat(folder._csv())
+    of_image, of_mask = stats_in(folder.root / "JPEGImages"), stats_in(folder.root / "SegmentationClass")
+    of_xml = stats_in(folder.root / "Annotations") if csv == ABSENT else None
     digest = hashlib.sha256(json.dumps([folder.classes, ids, csv]).encode())
     for image_id in ids:
         mask, xml = f"{image_id}.png", f"{image_id}.xml"
         files = [*((name, *of_image(name)) for name in images.get(image_id, [])), (mask, *of_mask(mask))]
-        if csv == ABSENT:
+        if of_xml is not None:
             files.append((xml, *of_xml(xml)))
         digest.update(json.dumps(files).encode())
     return digest.hexdigest()
@@ -420,8 +413,8 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], *places: AnyPath) -> list[
         return problems
 
     paths = [[place / f"{image_id}.png" for image_id in ids] for place in places]
-    with readers(places[0]) as pool:
-        problems = [problem for found in pool.map(check, itertools.chain(*paths)) for problem in found]
+    checked = threaded(check, itertools.chain(*paths), places[0])
+    problems = [problem for found in checked for problem in found]
     if problems:
         raise listing(", ".join(map(str, places)), problems)
     return paths
