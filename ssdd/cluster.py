@@ -259,6 +259,11 @@ def _loopback_only() -> Iterator[None]:
             os.environ[name] = before
 
 
+def on_loopback() -> bool:
+    """Whether the cluster is a local Ray, which only this machine reaches."""
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} == {"127.0.0.1"}
+
+
 def _is_loopback_only(address: str) -> bool:
     """Whether it is that of a local Ray of another process; this one must then use the loopback interface, too."""
     host, _, port = address.rpartition(":")

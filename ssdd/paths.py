@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 from typing import Any, NamedTuple, TypeVar
 
-from pyarrow import fs
+from pyarrow import NativeFile, fs
 
 SCHEMES = ("s3", "gs")
 Item = TypeVar("Item")
@@ -122,22 +122,30 @@ class RemotePath:
             if len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted)):
                 yield RemotePath(self.scheme, info.path)
 
-    def open(self, mode: str = "rb") -> Any:
-        """A binary stream; what is written appears when it is closed."""
-        if mode == "wb":
-            with self._asking():
-                return self.filesystem.open_output_stream(self.key)
-        return io.BytesIO(self.read_bytes())
+    @contextlib.contextmanager
+    def open(self, mode: str = "rb") -> Iterator[Any]:
+        """A binary stream for a `with` block; what is written appears at its end."""
+        if mode == "rb":
+            yield io.BytesIO(self.read_bytes())
+            return
+        with self._asking(), self.filesystem.open_output_stream(self.key) as stream:
+            yield stream
+
+    @contextlib.contextmanager
+    def open_pieces(self) -> Iterator[NativeFile]:
+        """A binary stream that asks for each piece when it is read, while `open` asks for all."""
+        with self._asking(), self.filesystem.open_input_file(self.key) as stream:
+            yield stream
 
     def read_bytes(self) -> bytes:
-        with self._asking(), self.filesystem.open_input_file(self.key) as stream:
+        with self.open_pieces() as stream:
             return stream.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes) -> None:
-        with self._asking(), self.filesystem.open_output_stream(self.key) as stream:
+        with self.open("wb") as stream:
             stream.write(data)
 
     def write_text(self, text: str) -> None:
@@ -227,16 +235,23 @@ def names_in(folder: AnyPath) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def stats_in(folder: AnyPath) -> Callable[[str], Stat]:
-    """Looks up files of a folder by name, ABSENT where there is none.
+class FilesIn:
+    """A folder's files. Of an object store it is listed once, as each question would take it milliseconds."""
 
-    Of an object store the folder is listed once, as each question would take it milliseconds.
-    """
-    if isinstance(folder, Path):
-        return lambda name: stat(folder / name)
-    files = (info for info in folder.entries() if info.type == fs.FileType.File)
-    stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in files}
-    return lambda name: stats.get(name, ABSENT)
+    def __init__(self, folder: AnyPath):
+        self.folder = folder
+        self.found: dict[str, Stat] = {}
+        if isinstance(folder, RemotePath):
+            files = (info for info in folder.entries() if info.type == fs.FileType.File)
+            self.found = {info.base_name: Stat(info.size, info.mtime_ns) for info in files}
+
+    def names(self) -> list[str]:
+        """Sorted; on a disk those of folders, too."""
+        return names_in(self.folder) if isinstance(self.folder, Path) else sorted(self.found)
+
+    def stat(self, name: str) -> Stat:
+        """Of a file; ABSENT where there is none."""
+        return stat(self.folder / name) if isinstance(self.folder, Path) else self.found.get(name, ABSENT)
 
 
 def stat(path: AnyPath) -> Stat:
@@ -246,6 +261,8 @@ def stat(path: AnyPath) -> Stat:
     except OSError:
         return ABSENT
     if isinstance(path, Path) and not S_ISREG(found.st_mode):  # type: ignore[union-attr]
+        return ABSENT
+    if found.st_size is None:  # an object store's folder
         return ABSENT
     return Stat(found.st_size, found.st_mtime_ns)
 

@@ -45,7 +45,10 @@ class Store:
     def __init__(self, workspace: AnyPath):
         self.workspace = workspace
         self.root = workspace / "artifacts"
-        self._locks = paths.disk_beside(workspace) / LOCKS
+
+    @property
+    def _locks(self) -> Path:  # on each machine that a store is sent to
+        return paths.disk_beside(self.workspace) / LOCKS
 
     def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], None]) -> Artifact:
         """The artifact that `recipe` describes; `make(folder)` fills it if it is not there yet.
@@ -59,7 +62,8 @@ class Store:
         if is_whole(artifact):
             return artifact
         self._locks.mkdir(parents=True, exist_ok=True)
-        # Of trials that need the same, one works; with a workspace in an object store, one on each machine.
+        # Of trials that need the same, one works; with a workspace in an object store, one on each machine: there, each
+        # file of an artifact comes whole from one of them.
         with FileLock(self._locks / f"{artifact.path.name}.lock"):
             if not is_whole(artifact):
                 self._make(artifact, _canonical(recipe), make)
@@ -73,6 +77,8 @@ class Store:
     def _make(self, artifact: Artifact, recipe: str, make: Callable[[AnyPath], None]) -> None:
         folder = self.root / f".{artifact.path.name}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
+        if isinstance(artifact.path, Path):
+            paths.remove(artifact.path)  # somebody took its recipe out; it would be in the way
         try:
             make(folder)
             if isinstance(artifact.path, RemotePath):  # has no folders that could be renamed

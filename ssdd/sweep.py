@@ -183,6 +183,8 @@ def open_folder(session: Session, name: str) -> AnyPath:
             session.console.line("the sweep's MLflow run is gone: a new one goes on")
     elif folder.exists():
         remove(folder)  # what the trials made is in the store, and found again
+        if folder.exists():
+            raise ConfigError(f"{folder}: an earlier sweep's, cannot be deleted; delete it, or give --sweep.resume")
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     write_text(state, json.dumps({"run_id": session.tracker.run_id, "config": recipe}, indent=1))
     session.tracker.tag("sweep", key)

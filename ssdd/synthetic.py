@@ -588,6 +588,8 @@ def _write(folder: Path, counts: dict[str, int], size: tuple[int, int], seed: in
         (sets / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    for path in folder.rglob("*"):
+        os.utime(path, (0, 0))  # each machine that draws it has the same files, also by their times
 
 
 def _voc_palette() -> list[int]:

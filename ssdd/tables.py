@@ -4,6 +4,7 @@ same images in the same order and stages can read any of them side by side.
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ Row = dict[str, Any]
 
 
 class TableError(RuntimeError):
-    """A stage did not give what its table needs."""
+    """A stage did not give what its table needs, or a table is damaged."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Table:
 
     def read(self, part: int, columns: list[str] | None = None) -> list[Row]:
         """The rows of one part, as dicts."""
-        with _open(self.path, part) as file:
+        with _opened(self.path, part) as file:
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise TableError(f"no column {', '.join(sorted(missing))} in {self.path.name}")
             return file.read(columns).to_pylist()
 
     def columns(self) -> list[str]:
-        with _open(self.path, 0) as file:
+        with _opened(self.path, 0) as file:
             return file.schema_arrow.names
 
     def __iter__(self) -> Iterator[Row]:
@@ -100,7 +101,7 @@ def read_joined(tables: list[Table], part: int, columns: list[str]) -> list[Row]
     joined: list[Row] = []
     wanted = dict.fromkeys(columns)
     for table in tables:
-        with _open(table.path, part) as file:
+        with _opened(table.path, part) as file:
             here = [c for c in file.schema_arrow.names if c in wanted]
             rows = file.read(["image_id", *here]).to_pylist()
         wanted = {c: None for c in wanted if c not in here}
@@ -116,7 +117,14 @@ def _part_path(path: AnyPath, part: int) -> AnyPath:
     return path / f"part-{part:05d}.parquet"
 
 
-def _open(path: AnyPath, part: int) -> pq.ParquetFile:
+@contextmanager
+def _opened(path: AnyPath, part: int) -> Iterator[pq.ParquetFile]:
     """A part, of which only what is read is fetched."""
     file = _part_path(path, part)
-    return pq.ParquetFile(file.filesystem.open_input_file(file.key) if isinstance(file, RemotePath) else file)
+    source = file.open_pieces() if isinstance(file, RemotePath) else nullcontext(file)
+    with source as opened:
+        try:
+            with pq.ParquetFile(opened, pre_buffer=isinstance(file, RemotePath)) as parquet:
+                yield parquet
+        except pa.ArrowInvalid as error:
+            raise TableError(f"{file}: {error}; delete its folder, and the same command makes it again") from error

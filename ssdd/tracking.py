@@ -56,7 +56,7 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         disk = disk_beside(workspace)
-        self.unsent = disk / UNSENT
+        self.workspace = workspace
         experiment = f"ssdd-{config.preset}"
         server = os.environ.get("MLFLOW_TRACKING_URI")
         if not server and disk != workspace:
@@ -73,7 +73,8 @@ class Tracker:
                 found.experiment_id if found else self.client.create_experiment(experiment, artifacts, tags=kind)
             )
         except MlflowException as error:
-            remedy = "start it, or unset MLFLOW_TRACKING_URI to use a file in the workspace" if server else "delete it"
+            another = "name another in" if disk != workspace else "use a file in the workspace: unset"
+            remedy = f"start it, or {another} MLFLOW_TRACKING_URI" if server else "delete it"
             text = f"MLflow's store {self.uri} does not answer ({_reason(error)}); {remedy}"
             raise TrackingError(_without_password(text)) from error
         self.tags = {**registry.resolve_tags(), "job": job}
@@ -85,6 +86,10 @@ class Tracker:
                     _log.warning(f"sent to MLflow what an earlier job kept in {folder}")
                 earlier.outbox.release()
         self._start(config, job)
+
+    @property
+    def unsent(self) -> Path:  # on each machine that a tracker is sent to
+        return disk_beside(self.workspace) / UNSENT
 
     @cached_property
     def client(self) -> Any:

@@ -10,7 +10,6 @@ import itertools
 import json
 import math
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,15 @@ import ray.train.torch
 import torch
 from ray.data import ExecutionOptions
 from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import (  # no public names
     WorkerGroupStartupFailedError,
@@ -40,16 +47,18 @@ from ssdd.cluster import Plan
 from ssdd.config import NetworkConfig, StepConfig, TrainConfig
 from ssdd.data import Order, Sampling
 from ssdd.metrics import ConfusionMatrix
-from ssdd.paths import AnyPath, remove, stat
+from ssdd.paths import AnyPath, RemoteError, remove, stat
 from ssdd.progress import Event, Mailbox
+from ssdd.rendezvous import LocalTorchConfig
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
 from ssdd.store import DISK_FULL, Artifact
-from ssdd.tables import Table, open_table
+from ssdd.tables import Table, TableError, open_table
 from ssdd.weight_files import WeightsError
 
 MODEL = "model.pt"
 STATE = "state.pt"
+META = "meta.json"  # of a checkpoint, whose last file it is
 LOG_EVERY = 2.0  # seconds
 CHECK_EVERY = 20  # steps
 RESTARTS = 3
@@ -126,6 +135,8 @@ class _Loop:
     threads: int
     step: StepConfig
     first_epoch: int
+    checkpoints: AnyPath
+    """Their folder: Ray Train's of this attempt."""
     resume: AnyPath | None
     mailbox: Mailbox
     validate: "Validate | None"
@@ -265,7 +276,7 @@ def _attempt(
     epoch = steps * batch * plan.workers
     stream = range(first_epoch * epoch, train.epochs * epoch, batch)
     order = Order(table.rows, len(table.parts[0]), session.config.seed)
-    mailbox = Mailbox()
+    mailbox, attempt = Mailbox(), f"from-epoch-{first_epoch}-{time.time_ns()}"
     loop = _Loop(
         name,
         task,
@@ -276,12 +287,14 @@ def _attempt(
         plan.threads,
         session.config.step,
         first_epoch,
+        runs / attempt,
         resume,
         mailbox,
         validate,
     )
     trainer = TorchTrainer(
         partial(_train, loop),  # Ray's controller unpacks a train_loop_config, and so would import torch and timm
+        torch_config=LocalTorchConfig() if cluster.on_loopback() else None,
         scaling_config=ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.use_gpu,
@@ -292,7 +305,7 @@ def _attempt(
         # In order, and to the workers in turns, so that a step has the same samples wherever its workers are.
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
         run_config=RunConfig(
-            name=f"from-epoch-{first_epoch}-{time.time_ns()}",
+            name=attempt,
             storage_path=str(runs),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             # `_fit` starts again, with the rest of the stream; after five minutes, with what is left of the cluster.
@@ -364,7 +377,7 @@ def device() -> torch.device:
 
 @contextlib.contextmanager
 def _unwrapped(name: str) -> Iterator[None]:
-    """A worker's DivergedError or full disk as itself, instead of inside Ray's report of the failure."""
+    """What the user can mend as itself, instead of inside Ray's report of the failure."""
     try:
         yield
     except ray.train.WorkerGroupError as error:
@@ -373,7 +386,8 @@ def _unwrapped(name: str) -> Iterator[None]:
             images = tuple(sorted({image for failure in diverged for image in failure.images}))
             raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
         for failure in error.worker_failures.values():
-            if isinstance(failure, OSError) and failure.errno in DISK_FULL:
+            full = isinstance(failure, OSError) and failure.errno in DISK_FULL
+            if full or isinstance(failure, (RemoteError, TableError)):
                 raise failure from error
         raise
 
@@ -394,9 +408,8 @@ def _own_interrupt() -> Iterator[None]:
 def _last_checkpoint(runs: AnyPath) -> tuple[int, AnyPath | None]:
     """Epochs done and folder of the furthest whole checkpoint; 0 and None where there is none."""
     found: list[tuple[int, AnyPath]] = []
-    for path in runs.glob("*/*/meta.json"):
-        # Ray copies a checkpoint's files in any order, so that a cut-off copy may have this one already.
-        with contextlib.suppress(ValueError, OSError):
+    for path in runs.glob(f"*/*/{META}"):
+        with contextlib.suppress(ValueError, OSError):  # damaged ones are left out
             meta = json.loads(path.read_text())
             if stat(path.parent / STATE).st_size == meta["bytes"]:
                 found.append((meta["epoch"], path.parent))
@@ -450,19 +463,24 @@ def _train(loop: _Loop) -> None:
             finite.check()
         log.step(step, losses, optimizer.param_groups[0]["lr"], loop.batch * workers)
         if ended:
-            _report(step // loop.steps, net, optimizer, rank, log.validated(step, net, workers))
+            epoch = step // loop.steps
+            folder = loop.checkpoints / f"epoch-{epoch}"
+            _report(folder, epoch, net, optimizer, rank, log.validated(step, net, workers))
 
 
-def _report(epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, metrics: dict[str, float]) -> None:
-    """A checkpoint to Ray Train."""
-    if rank != 0:
-        ray.train.report({"epoch": epoch})
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / STATE)
-        meta = {"epoch": epoch, "bytes": (Path(folder) / STATE).stat().st_size}
-        (Path(folder) / "meta.json").write_text(json.dumps(meta))
-        ray.train.report({"epoch": epoch, **metrics}, checkpoint=Checkpoint.from_directory(folder))
+def _report(
+    folder: AnyPath, epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, metrics: dict[str, float]
+) -> None:
+    """An epoch's end to Ray Train; the first worker writes a checkpoint into a new folder."""
+    checkpoint = None
+    if rank == 0:
+        folder.mkdir(parents=True)
+        # Where it stays: Ray's own upload does not say when it fails at its end.
+        save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
+        (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": stat(folder / STATE).st_size}))
+        system = ray.train.get_context().get_storage().storage_filesystem
+        checkpoint = Checkpoint(getattr(folder, "key", str(folder)), system)
+    ray.train.report({"epoch": epoch, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
 class _Finite:

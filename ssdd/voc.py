@@ -15,7 +15,7 @@ import json
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ssdd.paths import ABSENT, AnyPath, Stat, names_in, stat, stats_in, threaded, to_path
+from ssdd.paths import ABSENT, AnyPath, FilesIn, stat, threaded, to_path
 
 # fmt: off
 VOC_CLASSES: tuple[str, ...] = (
@@ -122,10 +122,10 @@ class VOCFolder:
         """The number of classes, background included."""
         return len(self.classes)
 
-    def _images(self) -> dict[str, list[str]]:
+    def _images(self, files: FilesIn | None = None) -> dict[str, list[str]]:
         """The files of every image by its id: one listing of the folder instead of several look-ups an id."""
         images: dict[str, list[str]] = defaultdict(list)
-        for name in names_in(self.root / "JPEGImages"):
+        for name in (files or FilesIn(self.root / "JPEGImages")).names():
             stem, dot, suffix = name.rpartition(".")
             if dot + suffix.lower() in _IMAGE_SUFFIXES and not name.startswith("."):
                 images[stem].append(name)
@@ -234,8 +234,8 @@ def load_records(
     """
     ids = read_split(folder, split)
     rows = _read_rows(folder._csv()) if need_labels and folder._csv().exists() else None
-    masks = stats_in(folder.root / "SegmentationClass")
-    xmls = stats_in(folder.root / "Annotations") if need_labels and rows is None else None
+    masks = FilesIn(folder.root / "SegmentationClass")
+    xmls = FilesIn(folder.root / "Annotations") if need_labels and rows is None else None
     checker = _Checker(folder, folder._images(), masks, xmls, rows, need_labels, need_masks)
     checked = list(threaded(checker.check, ids, folder.root))
     problems = [problem for _, found in checked for problem in found]
@@ -267,15 +267,15 @@ class _Checker:
 
     folder: VOCFolder
     images: dict[str, list[str]]
-    masks: Callable[[str], Stat]
-    xmls: Callable[[str], Stat] | None  # None: nobody asks for them
+    masks: FilesIn
+    xmls: FilesIn | None  # None: nobody asks for them
     rows: _Rows | None  # None: there is no labels.csv
     need_labels: bool
     need_masks: bool
 
     def check(self, image_id: str) -> tuple[Record, list[_Problem]]:
         problems: list[_Problem] = []
-        mask_path = self.folder._mask(image_id) if self.masks(f"{image_id}.png") != ABSENT else None
+        mask_path = self.folder._mask(image_id) if self.masks.stat(f"{image_id}.png") != ABSENT else None
         path: AnyPath = Path()
         size, presence = None, []
         mask_classes: list[int] | None = None
@@ -320,7 +320,7 @@ class _Checker:
         xml = self.folder._xml(image_id)
         if self.rows is not None:
             where, names = self._names_in_csv(self.rows.get(image_id, []), image_id)
-        elif self.xmls is not None and self.xmls(xml.name) != ABSENT:
+        elif self.xmls is not None and self.xmls.stat(xml.name) != ABSENT:
             where, names = f"{xml}, object/name", _names_in_xml(xml)
         elif mask_path is None:
             raise _fault("missing labels", f"{image_id}: neither labels.csv nor {xml} nor a mask")
@@ -363,24 +363,25 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
     It covers the classes, the ids, and each file's name under the root, size and modification time; nothing
     is decoded. Raises DataError where `read_split` does.
     """
-    ids, images = read_split(folder, split), folder._images()
+    of_images, of_masks = FilesIn(folder.root / "JPEGImages"), FilesIn(folder.root / "SegmentationClass")
+    ids, images = read_split(folder, split), folder._images(of_images)
     csv = stat(folder._csv())
-    of_image, of_mask = stats_in(folder.root / "JPEGImages"), stats_in(folder.root / "SegmentationClass")
-    of_xml = stats_in(folder.root / "Annotations") if csv == ABSENT else None
+    of_xmls = FilesIn(folder.root / "Annotations") if csv == ABSENT else None
     digest = hashlib.sha256(json.dumps([folder.classes, ids, csv]).encode())
     for image_id in ids:
         mask, xml = f"{image_id}.png", f"{image_id}.xml"
-        files = [*((name, *of_image(name)) for name in images.get(image_id, [])), (mask, *of_mask(mask))]
-        if of_xml is not None:
-            files.append((xml, *of_xml(xml)))
+        files = [(name, *of_images.stat(name)) for name in images.get(image_id, [])]
+        files.append((mask, *of_masks.stat(mask)))
+        if of_xmls is not None:
+            files.append((xml, *of_xmls.stat(xml)))
         digest.update(json.dumps(files).encode())
     return digest.hexdigest()
 
 
 def stats(paths: Sequence[AnyPath]) -> str:
     """A hash (hex SHA-256) of files' names, sizes and modification times."""
-    folders = {folder: stats_in(folder) for folder in {path.parent for path in paths}}
-    found = [(str(path), *folders[path.parent](path.name)) for path in paths]
+    folders = {folder: FilesIn(folder) for folder in {path.parent for path in paths}}
+    found = [(str(path), *folders[path.parent].stat(path.name)) for path in paths]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
@@ -393,13 +394,13 @@ def find_masks(folder: VOCFolder, ids: Sequence[str], *places: AnyPath) -> list[
     for place in places:
         if not place.is_dir():
             raise DataError(f"{place}: no such folder; give the folder that holds the masks ID.png")
-    images, masks = folder._images(), {place: stats_in(place) for place in places}
+    images, masks = folder._images(), {place: FilesIn(place) for place in places}
 
     def check(path: AnyPath) -> list[_Problem]:
         image_id = path.stem
         problems: list[_Problem] = []
         with _collecting(problems):
-            if masks[path.parent](path.name) == ABSENT:
+            if masks[path.parent].stat(path.name) == ABSENT:
                 raise _fault("missing mask", str(path))
             mask = read_mask(path)
             with _decoding(folder._image(images[image_id][0]), "unreadable image") as data:

@@ -1,8 +1,12 @@
 """A configuration of seconds and a way to run a job, for tests that run jobs through Ray."""
 
+import contextlib
 import runpy
 import sys
+import threading
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,3 +37,29 @@ def run_job(name, *args):
         runpy.run_path(str(ROOT / "ray_jobs" / f"{name}.py"), run_name="__main__")
     finally:
         sys.argv = before
+
+
+@contextlib.contextmanager
+def listening():
+    """What listens among this process's descendants, now or at any time in the block: names and addresses."""
+    found, ended = set(), threading.Event()
+
+    def look():
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                for connection in process.net_connections("inet"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        found.add((process.name(), connection.laddr.ip))
+
+    def watch():
+        while not ended.wait(0.3):
+            look()
+
+    look()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()

@@ -2,16 +2,16 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
-from small import ROOT, SMALL
+from small import ROOT, SMALL, listening
 
 from ssdd import cluster, config, data, images
 from ssdd.jobs import job
@@ -71,16 +71,28 @@ def test_a_full_disk_ends_a_job_with_a_message(places, tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
+def test_a_damaged_table_ends_a_job_with_a_message(places, tmp_path, monkeypatch):
+    folder, _ = places
+    monkeypatch.setattr(sys, "argv", ["job", *SMALL, "--data", str(folder), "--workspace", str(tmp_path)])
+
+    def run(session):
+        table = images.run(session, "train").table
+        part = table.path / "part-00001.parquet"
+        part.write_bytes(part.read_bytes()[:-20])
+        return list(data.infer([table], ["image"], None, None, 4, session.plan))
+
+    with pytest.raises(SystemExit) as error:
+        job("static", run, None)
+    assert re.fullmatch(r"static: \S+part-00001\.parquet: .*; delete its folder.*makes it again", str(error.value))
+
+
+@pytest.mark.ray
 def test_a_local_ray_listens_on_loopback_alone(places, tmp_path):
     cluster.connect(config.parse([*SMALL, "--workspace", str(tmp_path)]))
-    listening = {
-        f"{process.name()} {connection.laddr.ip}"
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert {name.split()[0] for name in listening} >= {"gcs_server", "raylet"}
-    assert [name for name in listening if not name.endswith("127.0.0.1")] == []
+    with listening() as found:
+        pass
+    assert {name for name, _ in found} >= {"gcs_server", "raylet"}
+    assert {address.removeprefix("::ffff:") for _, address in found} == {"127.0.0.1"}
 
     named = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     connect = "from ssdd import cluster, config; print(cluster.connect(config.parse([])).workers)"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from small import ROOT, SMALL, run_job
+from small import ROOT, SMALL, listening, run_job
 
 from ssdd import cluster, config, data, images, paths, pool, seeds, synthetic, training, voc
 from ssdd.batch_crf import ActorCRF
@@ -48,7 +48,10 @@ def first_round(workspace):
 
 def test_seeds_job(places, capsys):
     folder, workspace = places
-    run_job("seeds", *SMALL, "--data", folder, "--workspace", workspace)
+    with listening() as found:
+        run_job("seeds", *SMALL, "--workers", "2", "--data", folder, "--workspace", workspace)
+    assert "ray::RayTrainWorker" in {name.split(".")[0] for name, _ in found}, "to meet the other one"
+    assert {address.removeprefix("::ffff:") for _, address in found} == {"127.0.0.1"}
     out = capsys.readouterr().out
     assert "train.knowledge" in out
     assert "[classifier] 1/1  epoch 1/1  loss.class" in out
@@ -301,7 +304,7 @@ def test_mlflow_has_configuration_metrics_over_time_and_pictures(places):
 
 @dataclass(frozen=True)
 class FailingTask(seeds.ClassifierTask):
-    """Its process is killed in its fourth step; the next one's task fails there; then nothing happens any more."""
+    """Its process is killed in its fourth step; the next one loses the bucket there; then nothing happens any more."""
 
     folder: Path = Path()
 
@@ -312,8 +315,12 @@ class FailingTask(seeds.ClassifierTask):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.steps == 4 and not (self.folder / "failed").exists():
             (self.folder / "failed").touch()
-            raise RuntimeError("a fault in the third epoch")
+            paths.RemotePath.filesystem = property(no_answer)
         return super().losses(net, batch)
+
+
+def no_answer(path):
+    raise OSError("AWS Error NETWORK_CONNECTION")
 
 
 def test_a_training_through_faults_with_its_checkpoints_in_a_bucket_ends_like_one_without(
@@ -328,7 +335,7 @@ def test_a_training_through_faults_with_its_checkpoints_in_a_bucket_ends_like_on
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     with Session(replace(small, workspace=remote), "faults") as session:
         task = FailingTask(*arguments, tmp_path)
-        with pytest.raises(ray.train.TrainingFailedError, match="a fault in the third epoch"):
+        with pytest.raises(paths.RemoteError, match=r"epoch-3/state\.pt: AWS Error NETWORK_CONNECTION; check the"):
             training.run(session, "failing", {"a": 1}, task, [images])
         out = capsys.readouterr().out
         assert "[failing] lost a process" in out

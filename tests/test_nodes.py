@@ -153,6 +153,33 @@ def test_crf_and_decoding_go_to_nodes_without_gpus_first(tmp_path):
     assert "CPU nodes have CRF and decoding first" in out
 
 
+def test_where_others_hold_the_nodes_without_gpus_the_rest_is_used(tmp_path):
+    out = run(
+        """
+        start(dict(num_cpus=4, num_gpus=1), dict(num_cpus=1))
+        with session("held") as s:
+            table = images.run(s, "train").table
+
+            @ray.remote(num_cpus=1)
+            class Holder:
+                def node(self):
+                    return ray.get_runtime_context().get_node_id()
+
+            holder = Holder.options(**cluster.off_gpus()).remote()
+            (gpu,) = [n.node_id for n in cluster.nodes() if n.gpus]
+            assert ray.get(holder.node.remote()) != gpu
+            plan = replace(s.plan, unit=1, data_tasks=1, crf_actors=1)
+            order = data.Order(10, 4, 0)
+            blocks = data.samples([table], classifier_task(s).sampling, order, range(0, 20, 2), plan)
+            rows = [row["row"] for block in blocks.iter_batches(batch_format="pyarrow") for row in block.to_pylist()]
+            found = list(data.infer([table], ["image"], None, lambda rows: rows, 4, plan))
+        print(len(rows), "samples and", len(found), "rows beside a held node")
+        """,
+        tmp_path,
+    )
+    assert "20 samples and 10 rows beside a held node" in out
+
+
 def test_a_nearly_full_object_store_slows_and_ends_nothing(tmp_path):
     out = run(
         """

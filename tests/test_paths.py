@@ -1,5 +1,6 @@
 """Folders on a disk and in a bucket of a real S3 server do the same."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from ssdd import config, paths, store, synthetic, voc
+from ssdd import config, paths, store, synthetic, training, voc
 from ssdd.jobs import own_flag
 from ssdd.paths import ABSENT, RemotePath, to_path
 from ssdd.store import Store, whole, write_text
-from ssdd.tables import cut, open_table, read_joined, write_table
+from ssdd.tables import Table, TableError, cut, open_table, read_joined, write_table
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -48,11 +50,12 @@ def test_what_is_there(filled):
     assert sorted(paths.relative(path, filled) for path in filled.glob("*/*")) == ["b/c.txt", "b/d"]
     assert [path.name for path in filled.glob("b/*.txt")] == ["c.txt"]
     assert list((filled / "none").glob("*")) == []
-    look = paths.stats_in(b)
-    assert look("c.txt") == paths.stat(b / "c.txt")
-    assert look("c.txt").st_size == 2
-    assert look("d") == ABSENT, "a folder is no file"
-    assert look("none") == paths.stats_in(filled / "none")("x") == paths.stat(b / "none") == ABSENT
+    files = paths.FilesIn(b)
+    assert "c.txt" in files.names()
+    assert files.stat("c.txt") == paths.stat(b / "c.txt")
+    assert files.stat("c.txt").st_size == 2
+    assert files.stat("d") == paths.stat(b / "d") == ABSENT, "a folder is no file"
+    assert files.stat("none") == paths.FilesIn(filled / "none").stat("x") == paths.stat(b / "none") == ABSENT
 
 
 def test_parts_of_a_path(root):
@@ -208,16 +211,33 @@ def test_what_does_not_arrive_is_an_error(bucket, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("x")
     where = to_path("s3://no-such-bucket/x")
+    schema, rows = pa.schema([("image_id", pa.string())]), [{"image_id": "a"}]
     sends = [lambda: write_text(where, "x"), lambda: where.write_text("x")]
     sends += [
         lambda: paths.copy(tmp_path / "folder", where),
         lambda: Store(where).build("thing", {}, lambda folder: None),
+        lambda: write_table(where, cut(["a"], 1), schema, rows),
+        lambda: training.save({"x": torch.zeros(3)}, where / "model.pt"),
     ]
-    with pytest.raises(OSError, match="no-such-bucket"), where.open("wb") as stream:  # what tables and networks use
-        stream.write(b"x")
     for send in sends:
         with pytest.raises(paths.RemoteError, match="s3://no-such-bucket/x"):
             send()
+
+
+def test_an_endpoint_that_is_none(bucket, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")
+    with pytest.raises(paths.RemoteError, match=r"s3://other/x: .*check the bucket"):
+        to_path("s3://other/x").exists()
+
+
+def test_a_damaged_table_is_named(root):
+    (root / "t").mkdir()
+    table = write_table(root / "t", cut(["a"], 1), pa.schema([("image_id", pa.string())]), [{"image_id": "a"}])
+    part = root / "t" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-10])
+    for read in (table.columns, lambda: table.read(0), lambda: read_joined([table], 0, [])):
+        with pytest.raises(TableError, match=f"{re.escape(str(part))}: .*; delete its folder"):
+            read()
 
 
 def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monkeypatch):
@@ -230,8 +250,9 @@ def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monk
 
     monkeypatch.setattr(paths, "_file_system", lambda scheme, name: Gone())
     path = to_path("s3://bucket/x")
-    questions = [path.is_dir, path.read_bytes, path.unlink, path.remove, lambda: paths.stat(path), path.open]
-    questions += [lambda: paths.names_in(path), lambda: paths.stats_in(path), lambda: list(path.glob("*"))]
+    questions = [path.is_dir, path.read_bytes, path.unlink, path.remove, lambda: paths.stat(path), path.read_text]
+    questions += [lambda: paths.names_in(path), lambda: paths.FilesIn(path), lambda: list(path.glob("*"))]
+    questions += [lambda: Table(path, (("a",),)).read(0), lambda: training.read(path)]
     questions += [lambda: voc.read_image(path), lambda: path.write_text("x"), lambda: voc.open_folder(path)]
     for question in questions:
         with pytest.raises(paths.RemoteError, match=r"s3://bucket/x.*: AWS Error NETWORK_CONNECTION; check the bucket"):

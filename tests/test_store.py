@@ -42,6 +42,13 @@ def test_an_artifact_is_built_once_and_found_again(store):
     assert first.path.parent == store.workspace / "artifacts"
 
 
+def test_a_folder_whose_recipe_was_taken_out_is_made_again(store):
+    first = store.build("thing", {}, content("x"))
+    (first.path / "recipe.json").unlink()
+    assert store.build("thing", {}, content("y")) == first
+    assert (first.path / "content").read_text() == "y"
+
+
 def test_another_recipe_or_name_gives_another_folder(store):
     recipes = [("thing", {"a": 1}), ("thing", {"a": 2}), ("thing", {"a": 1, "b": None}), ("other", {"a": 1})]
     made = [store.build(name, recipe, content("x")) for name, recipe in recipes]

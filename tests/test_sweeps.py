@@ -11,12 +11,13 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 from small import ROOT, SMALL, run_job
 
-from ssdd import config
+from ssdd import config, sweep
 from ssdd.tracking import Tracker, TrackingError
 
 pytestmark = pytest.mark.ray
@@ -125,6 +126,16 @@ def test_a_failed_trial_does_not_end_sweep_alpha(places, small, capsys):
 def test_resuming_what_was_never_begun_is_refused(small):
     with pytest.raises(SystemExit, match=r"--sweep\.resume: .* has no such sweep"):
         run_job("sweep_crf", *small, "--sweep.space", "crf.iterations=7", "--sweep.resume")
+
+
+def test_an_earlier_sweep_that_cannot_be_deleted_is_not_mixed_with_the_new_one(small, monkeypatch):
+    monkeypatch.setattr(sweep, "remove", lambda folder: None)
+    tracker = SimpleNamespace(run_id="r", tag=lambda *both: None)
+    chosen = config.parse(small)
+    session = SimpleNamespace(config=chosen, workspace=chosen.workspace, tracker=tracker)
+    sweep.open_folder(session, "other")
+    with pytest.raises(config.ConfigError, match=r"other-.*cannot be deleted"):
+        sweep.open_folder(session, "other")
 
 
 TRIAL = """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd import synthetic
+from ssdd import synthetic, voc
 
 SIZE = (80, 64)
 COUNTS = {"train": 6, "val": 3}
@@ -36,7 +36,10 @@ def names(root: Path) -> list[str]:
 
 
 def test_same_seed_same_bytes(root, tmp_path):
-    assert contents(draw(tmp_path / "again")) == contents(root)
+    again = draw(tmp_path / "again")
+    assert contents(again) == contents(root)
+    fingerprints = {voc.fingerprint(voc.open_folder(folder), "train") for folder in (again, root)}
+    assert len(fingerprints) == 1, "two machines find the same artifacts"
 
 
 def test_other_seed_other_pictures(root, tmp_path):

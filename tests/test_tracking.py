@@ -1,5 +1,6 @@
 """One MLflow run for a job, also when its metrics come from another thread."""
 
+import pickle
 import threading
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import matplotlib.figure
 import pytest
 
 from ssdd.config import mini
+from ssdd.paths import to_path
 from ssdd.tracking import Tracker, TrackingError
 
 
@@ -48,9 +50,21 @@ def test_a_failed_job_is_marked(tracker):
     assert tracker.client.get_run(tracker.run_id).info.status == "FAILED"
 
 
+def test_a_tracker_that_is_sent_keeps_what_is_unsent_in_the_home_of_its_machine(bucket, tracking, monkeypatch):
+    made = pickle.dumps(Tracker(mini(), "static", to_path(f"{bucket}/w")))
+    monkeypatch.setenv("HOME", "/home/of/a/node")
+    assert str(pickle.loads(made).unsent).startswith("/home/of/a/node/.cache/ssdd/")
+
+
 def test_a_server_that_is_not_there_ends_the_job_at_once_and_no_password_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:9 does not answer .*; start it, or unset") as error:
-        Tracker(mini(), "static", tmp_path)
-    assert "secret" not in str(error.value)
+    advice = {
+        tmp_path: "use a file in the workspace: unset MLFLOW_TRACKING_URI",
+        to_path("s3://b/w"): "name another in",
+    }
+    for workspace, remedy in advice.items():
+        match = rf"http://127\.0\.0\.1:9 does not answer .*; start it, or {remedy}"
+        with pytest.raises(TrackingError, match=match) as error:
+            Tracker(mini(), "static", workspace)
+        assert "secret" not in str(error.value)
