@@ -18,8 +18,10 @@ from ray._private.services import (
     get_node_ip_address,
 )
 from ray.data._internal.execution.execution_callback import ExecutionCallback  # no public name either
+from ray.exceptions import RayTaskError
 
 from ssdd.config import Config
+from ssdd.paths import AnyPath, RemotePath
 
 # Freed memory must be kept: giving it back and faulting it in again costs a training step a quarter and a CRF a tenth
 # (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).
@@ -262,6 +264,25 @@ def _loopback_only() -> Iterator[None]:
 def on_loopback() -> bool:
     """Whether the cluster is a local Ray, which only this machine reaches."""
     return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} == {"127.0.0.1"}
+
+
+def own_error(error: Exception) -> Exception:
+    """What a task raised, instead of Ray's report of it."""
+    while isinstance(error, RayTaskError):
+        error = error.cause
+    return error
+
+
+def own_words(error: Exception) -> str:
+    """An error's message, without what Ray adds where a task raised it."""
+    return str(own_error(error)).partition("\nFailed to apply UDF transform after")[0]
+
+
+def storage(folder: AnyPath) -> dict[str, Any]:
+    """Where Ray Train and Ray Tune keep their files, for a RunConfig."""
+    if isinstance(folder, RemotePath):  # not as a URL, in which some keys would mean something else
+        return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
+    return {"storage_path": str(folder)}
 
 
 def _is_loopback_only(address: str) -> bool:

@@ -5,18 +5,16 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ray.exceptions import RayTaskError
-
 from ssdd import config as configuration
 from ssdd.backbones import WeightsError
-from ssdd.cluster import ResourceError
+from ssdd.cluster import ResourceError, own_error, own_words
 from ssdd.config import Config, ConfigError
 from ssdd.paths import RemoteError, path_flag
 from ssdd.report import table_lines
 from ssdd.session import Session
 from ssdd.store import DISK_FULL
 from ssdd.sweep import SweepError
-from ssdd.tables import TableError
+from ssdd.tables import DamagedTableError
 from ssdd.tracking import TrackingError
 from ssdd.training import DivergedError, LostError
 from ssdd.voc import DataError
@@ -24,7 +22,7 @@ from ssdd.voc import DataError
 Result = TypeVar("Result")
 ERRORS = (
     *(ConfigError, DataError, RemoteError, ResourceError, WeightsError),
-    *(DivergedError, LostError, SweepError, TableError, TrackingError),
+    *(DivergedError, LostError, DamagedTableError, SweepError, TrackingError),
 )
 """What the user can mend."""
 
@@ -58,16 +56,11 @@ def job(
         with Session(chosen, name) as session:
             result = run(session)
     except ERRORS as error:
-        sys.exit(f"{name}: {_own_words(error)}")
+        sys.exit(f"{name}: {own_words(error)}")
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if getattr(own_error(error), "errno", None) not in DISK_FULL:
             raise
-        sys.exit(f"{name}: no space left on the disk ({error}); make some and give the same command again: it goes on")
+        what = f"no space left on the disk ({own_words(error)})"
+        sys.exit(f"{name}: {what}; make some and give the same command again: it goes on")
     for line in report(result):
         print(line)
-
-
-def _own_words(error: Exception) -> str:
-    """Its message, without what Ray adds where a task raised it."""
-    text = str(error.cause if isinstance(error, RayTaskError) else error)
-    return text.partition("\nFailed to apply UDF transform after")[0]

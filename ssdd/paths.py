@@ -171,9 +171,11 @@ class RemotePath:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise RemoteError(
-                f"{self}: {error}; check the bucket and its keys, or give the same command again"
-            ) from error
+            raise self.error(error) from error
+
+    def error(self, cause: OSError) -> RemoteError:
+        """What pyarrow says, with the place and a remedy."""
+        return RemoteError(f"{self}: {cause}; check the bucket and its keys, or give the same command again")
 
 
 AnyPath = Path | RemotePath
@@ -268,18 +270,21 @@ def stat(path: AnyPath) -> Stat:
 
 
 def threaded(function: Callable[[Item], Result], items: Iterable[Item], root: AnyPath) -> Iterator[Result]:
-    """`function`, which reads files below `root`, of each item, in their order; a few are ahead.
+    """`function` of each item, in their order; a few are ahead. It reads files of the disk or store of `root`.
 
     By threads: many for an object store, whose answers take milliseconds. Pillow, too, lets go of the GIL.
     """
     ahead: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(32 if isinstance(root, RemotePath) else 8) as pool:
+    pool = ThreadPoolExecutor(32 if isinstance(root, RemotePath) else 8)
+    try:
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) > 64:  # as many as may wait in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def remove(folder: AnyPath) -> None:

@@ -30,18 +30,19 @@ class LocalTorchConfig(TorchConfig):
 class _LocalBackend(_TorchBackend):
     folder = ""
 
-    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a start that failed
         self.folder = tempfile.mkdtemp(prefix="ssdd-")
         worker_group.execute(_set_torch_distributed_env_vars)
         worker_group.execute(_use_loopback)
-        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
         setup = [
             worker_group.execute_single_async(
                 rank,
                 _setup_torch_process_group,
-                backend=backend,
+                backend=backend_config.backend,
                 world_rank=rank,
                 world_size=len(worker_group),
+                timeout_s=backend_config.timeout_s,
                 init_method=f"file://{self.folder}/store",
             )
             for rank in range(len(worker_group))
@@ -49,8 +50,10 @@ class _LocalBackend(_TorchBackend):
         ray.get(setup)
 
     def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        super().on_shutdown(worker_group, backend_config)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _use_loopback() -> None:

@@ -77,8 +77,8 @@ class Store:
     def _make(self, artifact: Artifact, recipe: str, make: Callable[[AnyPath], None]) -> None:
         folder = self.root / f".{artifact.path.name}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
-        if isinstance(artifact.path, Path):
-            paths.remove(artifact.path)  # somebody took its recipe out; it would be in the way
+        if isinstance(artifact.path, Path) and artifact.path.exists():  # somebody took its recipe out
+            shutil.rmtree(artifact.path)
         try:
             make(folder)
             if isinstance(artifact.path, RemotePath):  # has no folders that could be renamed

@@ -293,7 +293,7 @@ def _tuner(
         param_space={} if rest is None else {"point": tune.grid_search(rest)},
         tune_config=tune.TuneConfig(**options),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(shared.folder), verbose=0, callbacks=[_KeepStopped(shared.folder, config)]
+            name="tune", verbose=0, callbacks=[_KeepStopped(shared.folder, config)], **cluster.storage(shared.folder)
         ),
     )
 
@@ -349,7 +349,7 @@ class _KeepStopped(tune.Callback):
 
 def _failed(result: Any, session: Session) -> Trial:
     point = _point(result.config or {})
-    reason = str(result.error).strip().splitlines()[-1]
+    reason = cluster.own_words(result.error).strip().splitlines()[-1]
     session.console.line(f"the trial {space.label(point)} failed: {reason}")
     return Trial(point, {}, "failed", reason)
 

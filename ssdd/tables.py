@@ -2,6 +2,7 @@
 same images in the same order and stages can read any of them side by side.
 """
 
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,7 +19,11 @@ Row = dict[str, Any]
 
 
 class TableError(RuntimeError):
-    """A stage did not give what its table needs, or a table is damaged."""
+    """A stage did not give what its table needs."""
+
+
+class DamagedTableError(TableError):
+    """A file of a finished table is missing or is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def write_table(path: AnyPath, parts: tuple[tuple[str, ...], ...], schema: pa.Sc
             ordered = [waiting[k].pop(i) for i in parts[k]]
             table = pa.Table.from_pylist([{n: r[n] for n in schema.names} for r in ordered], schema=schema)
             with _part_path(path, k).open("wb") as stream:
-                pq.write_table(table, stream, compression="zstd")
+                pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
     if missing:
         raise TableError(f"{path.name}: no row for {len(missing)} images, first {sorted(missing)[:3]}")
     (path / IDS).write_text(json.dumps(parts))
@@ -122,9 +127,11 @@ def _opened(path: AnyPath, part: int) -> Iterator[pq.ParquetFile]:
     """A part, of which only what is read is fetched."""
     file = _part_path(path, part)
     source = file.open_pieces() if isinstance(file, RemotePath) else nullcontext(file)
-    with source as opened:
-        try:
-            with pq.ParquetFile(opened, pre_buffer=isinstance(file, RemotePath)) as parquet:
-                yield parquet
-        except pa.ArrowInvalid as error:
-            raise TableError(f"{file}: {error}; delete its folder, and the same command makes it again") from error
+    options = dict(pre_buffer=isinstance(file, RemotePath), page_checksum_verification=True)
+    try:
+        with source as opened, pq.ParquetFile(opened, **options) as parquet:
+            yield parquet
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise  # the disk's
+        raise DamagedTableError(f"{file}: {error}; delete its folder, and the same command makes it again") from error

@@ -47,13 +47,13 @@ from ssdd.cluster import Plan
 from ssdd.config import NetworkConfig, StepConfig, TrainConfig
 from ssdd.data import Order, Sampling
 from ssdd.metrics import ConfusionMatrix
-from ssdd.paths import AnyPath, RemoteError, remove, stat
+from ssdd.paths import AnyPath, RemoteError, RemotePath, remove, stat
 from ssdd.progress import Event, Mailbox
 from ssdd.rendezvous import LocalTorchConfig
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
 from ssdd.store import DISK_FULL, Artifact
-from ssdd.tables import Table, TableError, open_table
+from ssdd.tables import DamagedTableError, Table, open_table
 from ssdd.weight_files import WeightsError
 
 MODEL = "model.pt"
@@ -145,7 +145,7 @@ class _Loop:
 Validate = Callable[[nn.Module, int, int], np.ndarray]
 """Gives a worker's share of a network's confusion matrix, from its rank and the number of workers."""
 IOU = "iou"  # in percent
-# What befalls processes from outside. A worker that outlives another one may say so first: `by peer`, or DistError.
+# What befalls a training from outside. A worker that outlives another one may say so first: `by peer`, or DistError.
 _LOST = (
     RayActorError,
     OutOfMemoryError,
@@ -153,6 +153,7 @@ _LOST = (
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckTimeoutError,
     torch.distributed.DistError,
+    RemoteError,
 )
 
 
@@ -202,9 +203,11 @@ def _fit(
             _attempt(session, plan, name, runs, task, joined, epochs, state, validate)
             if _last_checkpoint(runs)[0] < task.train.epochs:
                 raise LostError(f"[{name}] its last checkpoint did not arrive in {runs}; the same command goes on")
-        except (ray.train.TrainingFailedError, RayActorError) as error:
+        except (ray.train.TrainingFailedError, RayActorError, RemoteError) as error:
             reason = _lost(error)
             if reason is None:
+                raise
+            if restarts == RESTARTS and isinstance(error, RemoteError):
                 raise
             if restarts == RESTARTS:
                 raise LostError(
@@ -213,7 +216,7 @@ def _fit(
                 ) from error
             restarts += 1
             plan = cluster.remaining(session.plan)
-            session.console.line(f"[{name}] lost a process ({reason}); starts again with {plan.workers} worker(s)")
+            session.console.line(f"[{name}] interrupted ({reason}); starts again with {plan.workers} worker(s)")
     assert state is not None
     save(read(state / STATE)["net"], folder / MODEL)
 
@@ -224,29 +227,32 @@ def read(path: AnyPath, where: torch.device | str = "cpu") -> dict[str, Any]:
         return torch.load(stream, map_location=where, weights_only=True)
 
 
-def save(value: Any, path: AnyPath) -> None:
-    """`torch.save`, with an OSError where the disk is full."""
+def save(value: Any, path: AnyPath) -> int:
+    """`torch.save`, with an OSError where the disk is full; gives the file's size in bytes."""
     with path.open("wb") as stream:
         try:
             torch.save(value, stream)
+            return stream.tell()
         except RuntimeError as error:  # it could not end the file either
             raise error.__context__ or error from None
 
 
 def _lost(error: Exception) -> str | None:
-    """What became of a training whose processes died; None where it failed by itself."""
+    """What became of a training that something outside ended; None where it failed by itself."""
     if isinstance(error, ray.train.PreemptionError):
         return "its node is taken away"
-    failures = [error]
-    if isinstance(error, ray.train.WorkerGroupError):
-        failures = list(error.worker_failures.values())
-    elif isinstance(error, ray.train.ControllerError):
-        failures = [error.controller_failure]
-    causes = [getattr(failure, "health_check_failure", failure) for failure in failures]
-    for cause in causes:
+    for failure in _failures(error):
+        cause = getattr(failure, "health_check_failure", failure)
         if isinstance(cause, _LOST) or (isinstance(cause, RuntimeError) and "by peer" in str(cause)):
-            return str(cause).strip().splitlines()[0]
+            return cluster.own_words(cause).strip().splitlines()[0]
     return None
+
+
+def _failures(error: Exception) -> list[Exception]:
+    """What went wrong, out of Ray's report of a training."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        return list(error.worker_failures.values())
+    return [getattr(error, "controller_failure", error)]
 
 
 def _attempt(
@@ -306,16 +312,16 @@ def _attempt(
         dataset_config=DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False),
         run_config=RunConfig(
             name=attempt,
-            storage_path=str(runs),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             # `_fit` starts again, with the rest of the stream; after five minutes, with what is left of the cluster.
             failure_config=FailureConfig(max_preemption_failures=0, controller_failure_limit=5),  # type: ignore[call-arg]
             worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
             callbacks=[TuneReportCallback()] if validate and session.in_trial else None,  # type: ignore[list-item]
+            **cluster.storage(runs),
         ),
     )
     data.warm_up(plan)
-    with mailbox.listen(handle), _unwrapped(name), _own_interrupt():
+    with mailbox.listen(handle), _unwrapped(name, runs), _own_interrupt():
         trainer.fit()
 
 
@@ -376,19 +382,22 @@ def device() -> torch.device:
 
 
 @contextlib.contextmanager
-def _unwrapped(name: str) -> Iterator[None]:
+def _unwrapped(name: str, runs: AnyPath) -> Iterator[None]:
     """What the user can mend as itself, instead of inside Ray's report of the failure."""
     try:
         yield
-    except ray.train.WorkerGroupError as error:
-        diverged = [f for f in error.worker_failures.values() if isinstance(f, DivergedError)]
+    except (ray.train.TrainingFailedError, OSError) as error:
+        failures, by_worker = _failures(error), isinstance(error, ray.train.WorkerGroupError)
+        diverged = [f for f in failures if isinstance(f, DivergedError)]
         if diverged:  # each worker knows its own images
             images = tuple(sorted({image for failure in diverged for image in failure.images}))
             raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
-        for failure in error.worker_failures.values():
+        for failure in failures:
             full = isinstance(failure, OSError) and failure.errno in DISK_FULL
-            if full or isinstance(failure, (RemoteError, TableError)):
+            if full or isinstance(failure, (RemoteError, DamagedTableError)):
                 raise failure from error
+            if isinstance(failure, OSError) and isinstance(runs, RemotePath) and not by_worker:
+                raise runs.error(failure) from error  # Ray's own files are there, too
         raise
 
 
@@ -474,10 +483,10 @@ def _report(
     """An epoch's end to Ray Train; the first worker writes a checkpoint into a new folder."""
     checkpoint = None
     if rank == 0:
-        folder.mkdir(parents=True)
+        folder.mkdir()  # in Ray's, so that a disk that is not shared is an error
         # Where it stays: Ray's own upload does not say when it fails at its end.
-        save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
-        (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": stat(folder / STATE).st_size}))
+        size = save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
+        (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size}))
         system = ray.train.get_context().get_storage().storage_filesystem
         checkpoint = Checkpoint(getattr(folder, "key", str(folder)), system)
     ray.train.report({"epoch": epoch, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)

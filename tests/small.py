@@ -41,7 +41,7 @@ def run_job(name, *args):
 
 @contextlib.contextmanager
 def listening():
-    """What listens among this process's descendants, now or at any time in the block: names and addresses."""
+    """What listens among this process's descendants, now or at any time in the block: names, ids, addresses, ports."""
     found, ended = set(), threading.Event()
 
     def look():
@@ -49,10 +49,11 @@ def listening():
             with contextlib.suppress(psutil.Error):
                 for connection in process.net_connections("inet"):
                     if connection.status == psutil.CONN_LISTEN:
-                        found.add((process.name(), connection.laddr.ip))
+                        address = connection.laddr.ip.removeprefix("::ffff:")
+                        found.add((process.name().split(".")[0], process.pid, address, connection.laddr.port))
 
     def watch():
-        while not ended.wait(0.3):
+        while not ended.wait(1.5):
             look()
 
     look()

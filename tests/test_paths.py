@@ -3,6 +3,7 @@
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from ssdd import config, paths, store, synthetic, training, voc
 from ssdd.jobs import own_flag
 from ssdd.paths import ABSENT, RemotePath, to_path
 from ssdd.store import Store, whole, write_text
-from ssdd.tables import Table, TableError, cut, open_table, read_joined, write_table
+from ssdd.tables import DamagedTableError, Table, cut, open_table, read_joined, write_table
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -232,12 +233,40 @@ def test_an_endpoint_that_is_none(bucket, monkeypatch):
 
 def test_a_damaged_table_is_named(root):
     (root / "t").mkdir()
-    table = write_table(root / "t", cut(["a"], 1), pa.schema([("image_id", pa.string())]), [{"image_id": "a"}])
+    table = write_table(
+        root / "t", cut(["an-image"], 1), pa.schema([("image_id", pa.string())]), [{"image_id": "an-image"}]
+    )
     part = root / "t" / "part-00000.parquet"
-    part.write_bytes(part.read_bytes()[:-10])
+    data = part.read_bytes()
+    part.write_bytes(data[:-10])
     for read in (table.columns, lambda: table.read(0), lambda: read_joined([table], 0, [])):
-        with pytest.raises(TableError, match=f"{re.escape(str(part))}: .*; delete its folder"):
+        with pytest.raises(DamagedTableError, match=f"{re.escape(str(part))}: .*; delete its folder"):
             read()
+    where = data.index(b"an-image")  # nothing but the checksum shows it
+    part.write_bytes(data[:where] + b"x" + data[where + 1 :])
+    with pytest.raises((DamagedTableError, paths.RemoteError), match=f"{re.escape(str(part))}: .*CRC"):
+        table.read(0)
+    part.unlink()
+    with pytest.raises(DamagedTableError, match=re.escape(str(part))):
+        table.read(0)
+
+
+def test_after_an_error_what_was_ahead_is_not_waited_for():
+    begun, go = [], threading.Event()
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            raise RuntimeError("stop")
+        go.wait(0.2)
+
+    with pytest.raises(RuntimeError, match="stop"):
+        list(paths.threaded(work, range(64), Path()))
+    assert len(begun) < 32
+
+
+def test_threads_keep_the_order():
+    assert list(paths.threaded(lambda item: 2 * item, range(300), Path())) == list(range(0, 600, 2))
 
 
 def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monkeypatch):
