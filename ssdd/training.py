@@ -46,10 +46,10 @@ from ssdd import cluster, data, published, voc
 from ssdd.cluster import Plan
 from ssdd.config import NetworkConfig, StepConfig, TrainConfig
 from ssdd.data import Order, Sampling
+from ssdd.local_trainer import LocalTrainer
 from ssdd.metrics import ConfusionMatrix
 from ssdd.paths import AnyPath, RemoteError, RemotePath, remove, stat
 from ssdd.progress import Event, Mailbox
-from ssdd.rendezvous import LocalTorchConfig
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
 from ssdd.store import DISK_FULL, Artifact
@@ -298,9 +298,8 @@ def _attempt(
         mailbox,
         validate,
     )
-    trainer = TorchTrainer(
+    trainer = (LocalTrainer if cluster.on_loopback() else TorchTrainer)(
         partial(_train, loop),  # Ray's controller unpacks a train_loop_config, and so would import torch and timm
-        torch_config=LocalTorchConfig() if cluster.on_loopback() else None,
         scaling_config=ScalingConfig(
             num_workers=plan.workers,
             use_gpu=plan.use_gpu,

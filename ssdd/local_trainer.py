@@ -1,6 +1,8 @@
-"""How the workers of a training meet where all of them are on this machine: in a file instead of at a port.
+"""Ray Train on a local Ray, which other Rays of this machine do not disturb and nobody outside of it reaches.
 
-torch's store, which Ray Train starts in the first worker, listens on every interface, without a password.
+Ray's own way there: torch's store, which the first worker starts, listens on every interface, without a password; and
+an actor asks whether the training's controller lives, but it asks whichever Ray it finds on the machine, waits for one
+that has ended, and where another one knows of no such controller it takes the workers' placement group away.
 """
 
 import os
@@ -12,16 +14,27 @@ from typing import Any
 import ray
 from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import (  # no public names
+from ray.train.torch.config import (  # neither these nor the next one are public
     _set_torch_distributed_env_vars,
     _setup_torch_process_group,
     _TorchBackend,
 )
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 
-class LocalTorchConfig(TorchConfig):
-    """For `TorchTrainer`: process groups that nobody outside this machine reaches."""
+class LocalTrainer(TorchTrainer):
+    """A TorchTrainer whose workers meet in a file; its placement group ends with the driver, as all of a local Ray."""
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, torch_config=_LocalTorchConfig(), **options)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+class _LocalTorchConfig(TorchConfig):
     @property
     def backend_cls(self) -> type["_LocalBackend"]:
         return _LocalBackend
@@ -42,8 +55,8 @@ class _LocalBackend(_TorchBackend):
                 backend=backend_config.backend,
                 world_rank=rank,
                 world_size=len(worker_group),
-                timeout_s=backend_config.timeout_s,
                 init_method=f"file://{self.folder}/store",
+                timeout_s=backend_config.timeout_s,
             )
             for rank in range(len(worker_group))
         ]
@@ -57,6 +70,6 @@ class _LocalBackend(_TorchBackend):
 
 
 def _use_loopback() -> None:
-    """The workers' connections with each other, for gloo and NCCL."""
+    """For the workers' connections with each other, by gloo and NCCL."""
     (name, *_) = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     os.environ |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
