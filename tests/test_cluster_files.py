@@ -1,6 +1,8 @@
 """The files in cluster/: by the strictest validators that need no cluster."""
 
 import copy
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -10,10 +12,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from small import ROOT, SMALL
 
-from ssdd import config
+from ssdd import config, synthetic
 
-FOLDER = Path(__file__).parent.parent / "cluster"
+FOLDER = ROOT / "cluster"
 KUBERNETES = kubernetes_validate.latest_version()
 CONTAINERS = ("ray-head", "ray-worker")
 # Fields of KubeRay's custom resources, and of which kind they are.
@@ -136,6 +139,25 @@ def test_the_slurm_script_is_sound():
         "--nodes",
         "--gpus-per-node",
     }
+
+
+@pytest.mark.ray
+@pytest.mark.minutes
+def test_the_slurm_script_runs_a_job(tmp_path):
+    """On one node, with `srun` and `scontrol` of our own. It stops all Rays of this machine at its end."""
+    ours = {"scontrol": "echo 127.0.0.1", "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"'}
+    for name, text in ours.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SUBMIT_DIR": str(ROOT), "JOB_NODELIST": "node", "JOB_NUM_NODES": "1", "CPUS_PER_TASK": "2"}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {f"SLURM_{name}": value for name, value in slurm.items()}
+    synthetic.generate(tmp_path / "data", train=10, val=2)
+    args = [*SMALL, "--data", tmp_path / "data", "--workspace", tmp_path / "w"]
+    command = ["bash", "cluster/slurm.sh", *map(str, args)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "val.dynamic" in json.loads((tmp_path / "w" / "metrics.json").read_text())
 
 
 def run_validator(name, *args):
