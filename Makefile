@@ -13,7 +13,7 @@ test: lint ## everything
 test-pure: .venv/installed ## what needs no Ray cluster
 	$(BIN)/python -m pytest -m "not ray"
 
-test-faults: .venv/installed ## lost nodes, a bucket, a full object store, a long run with kills: twenty minutes
+test-faults: .venv/installed ## lost nodes, a bucket, a full object store, a long run with kills: half an hour
 	$(BIN)/python -m pytest -m minutes -s
 
 lint: .venv/installed

@@ -6,12 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ray
-from small import ROOT, SMALL, listening
+from small import ROOT, SMALL, listening, run_job
 
 from ssdd import cluster, config, data, images
 from ssdd.jobs import job
@@ -98,6 +99,17 @@ def test_a_local_ray_listens_on_loopback_alone(places, tmp_path):
     connect = "from ssdd import cluster, config; print(cluster.connect(config.parse([])).workers)"
     other = subprocess.run([sys.executable, "-c", connect], env=named, capture_output=True, text=True, timeout=120)
     assert other.stdout.strip() == "2", other.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.minutes
+def test_two_workers_of_a_local_ray_meet_on_loopback(places, tmp_path):
+    folder, _ = places
+    with listening() as found:
+        run_job("seeds", *SMALL, "--workers", "2", "--data", folder, "--workspace", tmp_path)
+    ports = Counter(process for name, process, *_ in found if name == "ray::RayTrainWorker")
+    assert max(ports.values()) > 1, "Ray's and, for the other worker, torch's"
+    assert {address for _, _, address, _ in found} == {"127.0.0.1"}
 
 
 @pytest.mark.ray

@@ -11,12 +11,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.minutes]
 
 START = """
 import json, os, signal, sys, threading, time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pyarrow as pa, ray, torch
 from ray.cluster_utils import Cluster
-from small import SMALL, listening
+from small import SMALL
 from ssdd import cluster, config, data, images, pool, seeds, synthetic, training
 from ssdd.session import Session
 from ssdd.tables import open_table
@@ -87,14 +86,10 @@ def test_two_workers_on_two_nodes_are_one_and_a_lost_node_changes_nothing(tmp_pa
             one = training.run(s, "one", {"a": 1}, classifier_task(s, Where, folder=work / "quiet"), [table])
         for path in (work / "quiet").glob("*-*"):
             path.unlink()
-        with session("two", workers=2) as s, listening() as found:
+        with session("two", workers=2) as s:
             two = training.run(s, "two", {"a": 2}, classifier_task(s, Where, folder=work / "quiet"), [table])
         nodes = {p.name.split("-")[0] for p in (work / "quiet").glob("*-*")}
         assert len(nodes) == 2, nodes
-        ports = Counter(process for name, process, *_ in found if name == "ray::RayTrainWorker")
-        assert max(ports.values()) > 1, "Ray's and, for the other worker, torch's"
-        assert {address for _, _, address, _ in found} == {"127.0.0.1"}
-
         def lose():
             while not any(p.read_text() == "4" for p in (work / "loud").glob("*-*")):
                 time.sleep(0.05)
