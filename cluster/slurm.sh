@@ -21,4 +21,4 @@ ray get-auth-token --generate > /dev/null
 
 exec srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
   ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_PER_TASK" \
-  -- python ray_jobs/dynamic.py "$@"
+  -- env RAY_ADDRESS="$head:6379" python ray_jobs/dynamic.py "$@"

@@ -275,7 +275,8 @@ def own_error(error: Exception) -> Exception:
 
 def own_words(error: Exception) -> str:
     """An error's message, without what Ray adds where a task raised it."""
-    return str(own_error(error)).partition("\nFailed to apply UDF transform after")[0]
+    cause = own_error(error)
+    return str(cause).partition("\nFailed to apply UDF transform after")[0].strip() or repr(cause)
 
 
 def storage(folder: AnyPath) -> dict[str, Any]:

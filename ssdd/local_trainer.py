@@ -1,8 +1,6 @@
 """Ray Train on a local Ray, which other Rays of this machine do not disturb and nobody outside of it reaches.
 
-Ray's own way there: torch's store, which the first worker starts, listens on every interface, without a password; and
-an actor asks whether the training's controller lives, but it asks whichever Ray it finds on the machine, waits for one
-that has ended, and where another one knows of no such controller it takes the workers' placement group away.
+Ray's own way there: torch's store, which the first worker starts, listens on every interface, without a password.
 """
 
 import os
@@ -22,16 +20,19 @@ from ray.train.torch.config import (  # neither these nor the next one are publi
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from ssdd.local_cleaner import LocalCleanerCallback
+
 
 class LocalTrainer(TorchTrainer):
-    """A TorchTrainer whose workers meet in a file; its placement group ends with the driver, as all of a local Ray."""
+    """A TorchTrainer whose workers meet in a file, and which asks its own Ray."""
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, torch_config=_LocalTorchConfig(), **options)
 
     def _create_default_callbacks(self) -> list[Any]:
+        ours = LocalCleanerCallback(check_interval_s=0.5)
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [ours if isinstance(callback, PlacementGroupCleanerCallback) else callback for callback in callbacks]
 
 
 class _LocalTorchConfig(TorchConfig):

@@ -349,7 +349,7 @@ class _KeepStopped(tune.Callback):
 
 def _failed(result: Any, session: Session) -> Trial:
     point = _point(result.config or {})
-    reason = cluster.own_words(result.error).strip().splitlines()[-1]
+    reason = cluster.own_words(result.error).splitlines()[-1]
     session.console.line(f"the trial {space.label(point)} failed: {reason}")
     return Trial(point, {}, "failed", reason)
 

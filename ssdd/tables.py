@@ -3,6 +3,7 @@ same images in the same order and stages can read any of them side by side.
 """
 
 import errno
+import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssdd.paths import AnyPath, RemotePath
+from ssdd.paths import AnyPath, RemoteError, RemotePath
 
 IDS = "ids.json"
 Row = dict[str, Any]
@@ -55,8 +56,11 @@ class Table:
 
 
 def open_table(path: AnyPath) -> Table:
-    """A table that was finished earlier."""
-    return Table(path, tuple(tuple(ids) for ids in json.loads((path / IDS).read_text())))
+    """A table that was finished earlier. DamagedTableError if that file is missing or is no JSON."""
+    try:
+        return Table(path, tuple(tuple(ids) for ids in json.loads((path / IDS).read_text())))
+    except (FileNotFoundError, ValueError) as error:
+        raise _damaged(path / IDS, error) from error
 
 
 def cut(image_ids: list[str], part_size: int) -> tuple[tuple[str, ...], ...]:
@@ -127,11 +131,29 @@ def _opened(path: AnyPath, part: int) -> Iterator[pq.ParquetFile]:
     """A part, of which only what is read is fetched."""
     file = _part_path(path, part)
     source = file.open_pieces() if isinstance(file, RemotePath) else nullcontext(file)
-    options = dict(pre_buffer=isinstance(file, RemotePath), page_checksum_verification=True)
     try:
-        with source as opened, pq.ParquetFile(opened, **options) as parquet:
+        with source as opened, _parquet(opened, pre_buffer=isinstance(file, RemotePath)) as parquet:
             yield parquet
-    except (pa.ArrowInvalid, OSError) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOENT):
-            raise  # the disk's
-        raise DamagedTableError(f"{file}: {error}; delete its folder, and the same command makes it again") from error
+    except (pa.ArrowInvalid, OSError, RemoteError) as error:
+        reason = error.__cause__ if isinstance(error, RemoteError) else error
+        if getattr(reason, "errno", None) not in (None, errno.ENOENT) or (reason is not error and _is_sound(file)):
+            raise  # not the file's fault
+        raise _damaged(file, reason) from error
+
+
+def _parquet(source: Any, **options: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(source, page_checksum_verification=True, **options)
+
+
+def _is_sound(file: AnyPath) -> bool:
+    """Whether the whole file can be read; RemoteError where its store does not give it."""
+    data = io.BytesIO(file.read_bytes())
+    try:
+        _parquet(data).read()
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
+
+
+def _damaged(file: AnyPath, reason: BaseException | None) -> DamagedTableError:
+    return DamagedTableError(f"{file}: {reason}; delete its folder, and the same command makes it again")

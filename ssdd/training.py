@@ -62,7 +62,9 @@ META = "meta.json"  # of a checkpoint, whose last file it is
 LOG_EVERY = 2.0  # seconds
 CHECK_EVERY = 20  # steps
 RESTARTS = 3
-"""How often a training goes on after its processes were lost, without a finished epoch in between."""
+"""How often a training goes on after an interruption, without a finished epoch in between."""
+PATIENCE = (5, 20, 80)
+"""Seconds before that, where an object store has failed."""
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -191,15 +193,16 @@ def _fit(
     folder: AnyPath,
     validate: Validate | None,
 ) -> None:
-    restarts, done, plan = 0, -1, session.plan
+    restarts, epochs, done, plan = 0, 0, -1, session.plan
     while True:
-        epochs, state = _last_checkpoint(runs)
-        restarts, done = (restarts, done) if epochs == done else (0, epochs)
-        if epochs >= task.train.epochs:
-            break
-        if state is not None:
-            session.console.line(f"[{name}] goes on after epoch {epochs} of {task.train.epochs}")
         try:
+            epochs, state = _last_checkpoint(runs)
+            restarts, done = (restarts, done) if epochs == done else (0, epochs)
+            if state is not None and epochs >= task.train.epochs:
+                save(read(state / STATE)["net"], folder / MODEL)
+                return
+            if state is not None:
+                session.console.line(f"[{name}] goes on after epoch {epochs} of {task.train.epochs}")
             _attempt(session, plan, name, runs, task, joined, epochs, state, validate)
             if _last_checkpoint(runs)[0] < task.train.epochs:
                 raise LostError(f"[{name}] its last checkpoint did not arrive in {runs}; the same command goes on")
@@ -214,11 +217,11 @@ def _fit(
                     f"[{name}] lost a process {restarts + 1} times in epoch {epochs + 1} ({reason}): is there enough "
                     "memory (--step.micro-batch, --workers)? The same command goes on after the last finished epoch"
                 ) from error
+            if isinstance(error, RemoteError):
+                time.sleep(PATIENCE[restarts])
             restarts += 1
             plan = cluster.remaining(session.plan)
             session.console.line(f"[{name}] interrupted ({reason}); starts again with {plan.workers} worker(s)")
-    assert state is not None
-    save(read(state / STATE)["net"], folder / MODEL)
 
 
 def read(path: AnyPath, where: torch.device | str = "cpu") -> dict[str, Any]:
@@ -244,7 +247,7 @@ def _lost(error: Exception) -> str | None:
     for failure in _failures(error):
         cause = getattr(failure, "health_check_failure", failure)
         if isinstance(cause, _LOST) or (isinstance(cause, RuntimeError) and "by peer" in str(cause)):
-            return cluster.own_words(cause).strip().splitlines()[0]
+            return cluster.own_words(cause).splitlines()[0]
     return None
 
 
@@ -392,11 +395,11 @@ def _unwrapped(name: str, runs: AnyPath) -> Iterator[None]:
             images = tuple(sorted({image for failure in diverged for image in failure.images}))
             raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
         for failure in failures:
-            full = isinstance(failure, OSError) and failure.errno in DISK_FULL
-            if full or isinstance(failure, (RemoteError, DamagedTableError)):
+            number = getattr(cluster.own_error(failure), "errno", 0)
+            if number in DISK_FULL or isinstance(failure, (RemoteError, DamagedTableError)):
                 raise failure from error
-            if isinstance(failure, OSError) and isinstance(runs, RemotePath) and not by_worker:
-                raise runs.error(failure) from error  # Ray's own files are there, too
+            if isinstance(failure, OSError) and number is None and isinstance(runs, RemotePath) and not by_worker:
+                raise runs.error(failure) from error  # of Ray's own files there; pyarrow's errors have no number
         raise
 
 

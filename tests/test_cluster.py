@@ -5,6 +5,7 @@ import socket
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
 
 from ssdd import cluster
 from ssdd.cluster import Node, Plan, ResourceError, find_cluster, lanes, make_plan, places
@@ -199,3 +200,11 @@ def test_what_needs_no_gpu_goes_to_nodes_without_gpus_first_and_in_turns():
     assert places(nodes, 4, 0.5) == ["a", "b", "a", "b"]
     assert places([Node("gpu", 8, 1)], 2, 1) == ["gpu", "gpu"]
     assert places(nodes, 0, 1) == []
+
+
+def test_what_a_task_raised_is_said_without_rays_report_of_it():
+    raised = ValueError("short\nFailed to apply UDF transform after 1/1 attempts")
+    error = RayTaskError("task", "a long traceback", raised).as_instanceof_cause()
+    assert cluster.own_error(error) is raised
+    assert cluster.own_words(error) == "short"
+    assert cluster.own_words(AssertionError()) == "AssertionError()"

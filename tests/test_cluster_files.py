@@ -153,7 +153,7 @@ def test_the_slurm_script_runs_a_job(tmp_path):
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment |= {f"SLURM_{name}": value for name, value in slurm.items()}
     synthetic.generate(tmp_path / "data", train=10, val=2)
-    args = [*SMALL, "--data", tmp_path / "data", "--workspace", tmp_path / "w"]
+    args = [*SMALL[2:], "--data", tmp_path / "data", "--workspace", tmp_path / "w"]
     command = ["bash", "cluster/slurm.sh", *map(str, args)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

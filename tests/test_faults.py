@@ -6,15 +6,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from small import ROOT, SMALL, listening, run_job
 
-from ssdd import cluster, config, data, images
+from ssdd import cluster, config, data, images, seeds, synthetic, training
 from ssdd.jobs import job
 from ssdd.session import Session
 
@@ -124,6 +126,40 @@ def test_nobody_gets_into_a_local_ray_without_its_token(places, tmp_path):
     assert done.returncode == 1
     assert "inside" not in done.stdout
     assert "Failed to connect to Ray cluster" in done.stderr
+
+
+@dataclass(frozen=True)
+class Orphaned(seeds.ClassifierTask):
+    """Kills the process of its training's controller in its first step, once."""
+
+    mark: Path = Path()
+
+    def losses(self, net, batch):
+        if not self.mark.exists():
+            self.mark.touch()
+            ours = psutil.Process().parent().children(recursive=True)  # of the raylet
+            (controller,) = [process for process in ours if "TrainController" in process.name()]
+            controller.kill()
+            time.sleep(5)
+        return super().losses(net, batch)
+
+
+@pytest.mark.ray
+@pytest.mark.minutes
+def test_a_controller_that_is_killed_leaves_no_reservation_and_the_training_goes_on(places, tmp_path, capsys):
+    folder, _ = places
+    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(tmp_path)])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with Session(small, "orphaned") as session:
+        table, pretrained = images.run(session, "train").table, seeds.run_backbone(session).path
+        train = replace(small.seeds.classifier, batch_size=4)
+        task = Orphaned(small.network, train, 1 + len(synthetic.CLASSES), pretrained, tmp_path / "killed")
+        training.run(session, "orphaned", {}, task, [table])
+    assert "[orphaned] interrupted (" in capsys.readouterr().out
+    deadline = time.monotonic() + 30
+    while ray.available_resources()["CPU"] < 2:
+        assert time.monotonic() < deadline, ray.util.placement_group_table()
+        time.sleep(0.2)
 
 
 @dataclass(frozen=True)
