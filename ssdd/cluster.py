@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 
 from ssdd.config import Config
 from ssdd.paths import AnyPath, RemotePath
+from ssdd.store import DISK_FULL
 
 # Freed memory must be kept: giving it back and faulting it in again costs a training step a quarter and a CRF a tenth
 # (glibc does so for large blocks, and more in threads other than the first, where Ray Train runs the loop).
@@ -271,6 +272,11 @@ def own_error(error: Exception) -> Exception:
     while isinstance(error, RayTaskError):
         error = error.cause
     return error
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether that is what a process, this one or a task's, was told."""
+    return getattr(own_error(error), "errno", None) in DISK_FULL
 
 
 def own_words(error: Exception) -> str:

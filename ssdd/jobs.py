@@ -7,12 +7,11 @@ from typing import Any, TypeVar
 
 from ssdd import config as configuration
 from ssdd.backbones import WeightsError
-from ssdd.cluster import ResourceError, own_error, own_words
+from ssdd.cluster import ResourceError, disk_is_full, own_words
 from ssdd.config import Config, ConfigError
 from ssdd.paths import RemoteError, path_flag
 from ssdd.report import table_lines
 from ssdd.session import Session
-from ssdd.store import DISK_FULL
 from ssdd.sweep import SweepError
 from ssdd.tables import DamagedTableError
 from ssdd.tracking import TrackingError
@@ -58,7 +57,7 @@ def job(
     except ERRORS as error:
         sys.exit(f"{name}: {own_words(error)}")
     except OSError as error:
-        if getattr(own_error(error), "errno", None) not in DISK_FULL:
+        if not disk_is_full(error):
             raise
         what = f"no space left on the disk ({own_words(error)})"
         sys.exit(f"{name}: {what}; make some and give the same command again: it goes on")

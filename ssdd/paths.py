@@ -99,7 +99,7 @@ class RemotePath:
 
     def stat(self) -> Stat:
         info = self._info()
-        if info.type == fs.FileType.NotFound:
+        if info.type != fs.FileType.File:  # a folder is no object
             raise FileNotFoundError(f"{self}: no such object")
         return Stat(info.size, info.mtime_ns)
 
@@ -263,8 +263,6 @@ def stat(path: AnyPath) -> Stat:
     except OSError:
         return ABSENT
     if isinstance(path, Path) and not S_ISREG(found.st_mode):  # type: ignore[union-attr]
-        return ABSENT
-    if found.st_size is None:  # an object store's folder
         return ABSENT
     return Stat(found.st_size, found.st_mtime_ns)
 

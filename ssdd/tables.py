@@ -134,11 +134,14 @@ def _opened(path: AnyPath, part: int) -> Iterator[pq.ParquetFile]:
     try:
         with source as opened, _parquet(opened, pre_buffer=isinstance(file, RemotePath)) as parquet:
             yield parquet
-    except (pa.ArrowInvalid, OSError, RemoteError) as error:
-        reason = error.__cause__ if isinstance(error, RemoteError) else error
-        if getattr(reason, "errno", None) not in (None, errno.ENOENT) or (reason is not error and _is_sound(file)):
-            raise  # not the file's fault
-        raise _damaged(file, reason) from error
+    except RemoteError as error:
+        if _is_sound(file):
+            raise  # the store's fault
+        raise _damaged(file, error.__cause__) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise  # the disk's
+        raise _damaged(file, error) from error
 
 
 def _parquet(source: Any, **options: Any) -> pq.ParquetFile:

@@ -52,7 +52,7 @@ from ssdd.paths import AnyPath, RemoteError, RemotePath, remove, stat
 from ssdd.progress import Event, Mailbox
 from ssdd.session import Session, resolve
 from ssdd.step import Clock, Objective, Workers, gradients
-from ssdd.store import DISK_FULL, Artifact
+from ssdd.store import Artifact
 from ssdd.tables import DamagedTableError, Table, open_table
 from ssdd.weight_files import WeightsError
 
@@ -61,10 +61,10 @@ STATE = "state.pt"
 META = "meta.json"  # of a checkpoint, whose last file it is
 LOG_EVERY = 2.0  # seconds
 CHECK_EVERY = 20  # steps
-RESTARTS = 3
-"""How often a training goes on after an interruption, without a finished epoch in between."""
 PATIENCE = (5, 20, 80)
-"""Seconds before that, where an object store has failed."""
+"""Seconds before a training goes on where an object store has failed, at the first interruption and the next ones."""
+RESTARTS = len(PATIENCE)
+"""How often a training goes on after an interruption, without a finished epoch in between."""
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -210,9 +210,9 @@ def _fit(
             reason = _lost(error)
             if reason is None:
                 raise
-            if restarts == RESTARTS and isinstance(error, RemoteError):
-                raise
             if restarts == RESTARTS:
+                if isinstance(error, RemoteError):
+                    raise
                 raise LostError(
                     f"[{name}] lost a process {restarts + 1} times in epoch {epochs + 1} ({reason}): is there enough "
                     "memory (--step.micro-batch, --workers)? The same command goes on after the last finished epoch"
@@ -395,11 +395,11 @@ def _unwrapped(name: str, runs: AnyPath) -> Iterator[None]:
             images = tuple(sorted({image for failure in diverged for image in failure.images}))
             raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
         for failure in failures:
-            number = getattr(cluster.own_error(failure), "errno", 0)
-            if number in DISK_FULL or isinstance(failure, (RemoteError, DamagedTableError)):
+            if cluster.disk_is_full(failure) or isinstance(failure, (RemoteError, DamagedTableError)):
                 raise failure from error
-            if isinstance(failure, OSError) and number is None and isinstance(runs, RemotePath) and not by_worker:
-                raise runs.error(failure) from error  # of Ray's own files there; pyarrow's errors have no number
+            unnumbered = getattr(cluster.own_error(failure), "errno", 0) is None  # as pyarrow's are
+            if isinstance(failure, OSError) and unnumbered and isinstance(runs, RemotePath) and not by_worker:
+                raise runs.error(failure) from error  # of Ray's own files there
         raise
 
 
@@ -490,7 +490,7 @@ def _report(
         size = save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
         (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size}))
         system = ray.train.get_context().get_storage().storage_filesystem
-        checkpoint = Checkpoint(getattr(folder, "key", str(folder)), system)
+        checkpoint = Checkpoint(cluster.storage(folder)["storage_path"], system)
     ray.train.report({"epoch": epoch, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
