@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-pure test-faults lint bench ui clean
+.PHONY: demo test test-pure test-faults test-oldest lint bench ui clean
 
 demo: .venv/installed ## the whole method on the embedded data set
 	$(BIN)/python ray_jobs/dynamic.py
@@ -15,6 +15,9 @@ test-pure: .venv/installed ## what needs no Ray cluster
 
 test-faults: .venv/installed ## lost nodes, a bucket, a full object store, a long run with kills: half an hour
 	$(BIN)/python -m pytest -m minutes -s
+
+test-oldest: .venv-oldest/installed ## the jobs with the oldest Ray, torch, torchvision, timm and MLflow that are declared
+	.venv-oldest/bin/python -m pytest tests/test_jobs.py tests/test_workers.py tests/test_faults.py tests/test_sweeps.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -30,6 +33,13 @@ ui: .venv/installed ## MLflow's comparison UI on the default workspace
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+.venv-oldest/installed: pyproject.toml tests/oldest.py
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	$(PYTHON) tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c .venv-oldest/constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

@@ -7,6 +7,9 @@ trained (default: ./workspace): test-time rows need its network. Rows that the m
 said so.
 """
 
+import ssdd.runtime.environment  # noqa: F401 (before Ray is imported)
+
+# isort: split
 import argparse
 import io
 import json
@@ -27,26 +30,25 @@ import ray
 import torch
 from PIL import Image
 from simulated import CPU, SimulatedNet, SimulatedTask, in_turns, pictures, row, seconds
-from step import batch_of, build
+from step import FreeCRF, batch_of, build
 
-from ssdd import (
-    batch_crf,
-    cluster,
-    config,
-    crf_rows,
-    data,
-    dynamic,
-    evaluate,
-    maps,
-    pool,
-    synthetic,
-    tables,
-    training,
-    voc,
-)
-from ssdd.batch_crf import ActorCRF, ExactCRF, InlineCRF
-from ssdd.crf import CRFParams
-from ssdd.step import Clock, Workers, gradients
+from ssdd.config import StepConfig
+from ssdd.crf import CRFParams, crf_masks
+from ssdd.data import codec, synthetic, voc
+from ssdd.fields import from_dict
+from ssdd.nets import checkpoints
+from ssdd.nets.inference import PredictStage
+from ssdd.objectives.crf import ExactCRF, InlineCRF, copied
+from ssdd.objectives.optimizer import optimizer_for
+from ssdd.objectives.step import Clock, Workers, gradients
+from ssdd.presets import PRESETS, mini, paper
+from ssdd.runtime import cluster, pipelines
+from ssdd.runtime.actor_crf import ActorCRF
+from ssdd.runtime.crf_pool import CRFPool
+from ssdd.runtime.environment import CPU_ENVIRONMENT
+from ssdd.runtime.plan import cpu_nodes_first
+from ssdd.stages import crf_rows
+from ssdd.storage import maps, tables
 
 TRAINING_CRF = CRFParams(iterations=3)
 
@@ -58,13 +60,13 @@ def offline_crf_stage(setting):
     """Photographs through Ray Data's CRF actors, against as many bare loops over the same photographs."""
     table = setting.photographs(64)
     advise = partial(crf_rows.advise, CRFParams())
-    rows = [r for part in range(len(table.parts)) for r in data._read_rows([table], COLUMNS, part).to_pylist()]
+    rows = [r for part in range(len(table.parts)) for r in pipelines.read_rows([table], COLUMNS, part).to_pylist()]
     rows = {row["image_id"]: row for row in rows}
     plan = setting.plan
     ratios, starts = [], []
     for _ in range(3):
         begun, ends = time.perf_counter(), {}
-        for done in data.infer([table], COLUMNS, Identity, advise, 4, plan):
+        for done in pipelines.infer([table], COLUMNS, Identity, advise, 4, plan):
             ends[done["image_id"]] = time.perf_counter()
         # While every actor runs and has work: the pipeline's other processes still start as the first results come.
         first, *timed = list(ends)[len(rows) // 4 : len(rows) - 2 * plan.crf_actors]
@@ -111,7 +113,7 @@ def _overhead(crfs):
 
     def bare():
         for _ in range(20):
-            pool.refine(*inputs, TRAINING_CRF)
+            crf_masks(*inputs, TRAINING_CRF)
 
     times = in_turns(5, loaded, bare)
     crfs.close()
@@ -119,9 +121,9 @@ def _overhead(crfs):
 
 
 def _requests(count, side=112):
-    """What `pool.refine` and a pool get, for smooth pictures."""
+    """What `crf_masks` and a pool get, for smooth pictures."""
     image, logits, presence = pictures(count, side)
-    return batch_crf.copied(image, logits, presence)()
+    return copied(image, logits, presence)()
 
 
 def overlap(milliseconds, goal, setting):
@@ -131,12 +133,12 @@ def overlap(milliseconds, goal, setting):
     crfs = setting.pool(actors)
     clock, network = Clock(CPU), milliseconds / 1000
     steps = {}
-    size, ahead = config.StepConfig().parts_of(n, True, True)
+    size, ahead = StepConfig().parts_of(n, True, True)
     for name, crf, part in (("actors", ActorCRF(TRAINING_CRF, crfs), size), ("inline", InlineCRF(TRAINING_CRF), n)):
         net = SimulatedNet()
         task, workers = SimulatedTask(crf, network, inputs), Workers(net)
         steps[name] = partial(gradients, task, net, batch, workers, clock, part, ahead)
-    bare = partial(pool.refine, *inputs, TRAINING_CRF)
+    bare = partial(crf_masks, *inputs, TRAINING_CRF)
 
     def several(function):  # as in a training, one after the other
         for _ in range(4):
@@ -157,28 +159,13 @@ def overlap(milliseconds, goal, setting):
 # A dynamic step on CPUs.
 
 
-class FreeCRF:
-    """Some masks for nothing: what remains of a step is its network."""
-
-    elsewhere = False
-
-    def request(self, images, logits, presence):
-        self.mask = logits.argmax(1) * 0 + 8
-        return self
-
-    def wait(self): ...
-
-    def masks(self):
-        return self.mask
-
-
 @ray.remote
 class StepWorker:
     """A training worker: steps of the dynamic stage on its share of a batch."""
 
     def __init__(self, preset, share):
         torch.set_num_threads(1)
-        self.chosen, self.share, self.step = config.PRESETS[preset](), share, {}
+        self.chosen, self.share, self.step = PRESETS[preset](), share, {}
 
     def join(self, rank, count, address):
         torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
@@ -187,9 +174,9 @@ class StepWorker:
         task, kind = build(self.chosen, "dynamic", crf)
         torch.manual_seed(0)
         net = kind(self.chosen.network, 21).to(memory_format=torch.channels_last).train()
-        size, ahead = self.chosen.step.parts_of(self.share, crf.elsewhere, False)
+        size, ahead = self.chosen.step.parts_of(self.share, crf.runs_on_actors, False)
         one = partial(gradients, task, net, batch_of(task, self.share, CPU), Workers(net), Clock(CPU), size, ahead)
-        optimizer = training.optimizer_for(net, replace(task.train, lr=1e-9))
+        optimizer = optimizer_for(net, replace(task.train, lr=1e-9))
         self.step[name] = lambda: (one(), optimizer.step())
 
     def steps(self, name, count):
@@ -208,9 +195,9 @@ def cpu_step(preset, setting):
 
     The network's CPU time is what both workers take for the same step without CRF, the CRF's that of a bare loop.
     """
-    chosen, count, steps = config.PRESETS[preset](), 8, 5
+    chosen, count, steps = PRESETS[preset](), 8, 5
     params = chosen.dynamic.crf
-    options = dict(num_cpus=setting.plan.unit, runtime_env={"env_vars": cluster.CPU_ENVIRONMENT})
+    options = dict(num_cpus=setting.plan.unit, runtime_env={"env_vars": CPU_ENVIRONMENT})
     crfs = setting.pool(setting.crf_actors)
     workers = [StepWorker.options(**options).remote(preset, count // 2) for _ in range(2)]
     address = f"file://{tempfile.mkdtemp()}/group"
@@ -227,7 +214,7 @@ def cpu_step(preset, setting):
 
     def crf():
         for _ in range(steps):
-            pool.refine(*inputs, params)
+            crf_masks(*inputs, params)
 
     times = in_turns(5, *(partial(all_steps, name) for name in ("none", "actors", "inline")), crf)
     cores = min(setting.cpus, len(workers) + setting.crf_actors)
@@ -250,7 +237,7 @@ def cpu_step(preset, setting):
 
 def peak_memory(setting):
     """Peak memory of a step with actors over that of one inline."""
-    crfs, params = setting.pool(setting.crf_actors), config.mini().dynamic.crf
+    crfs, params = setting.pool(setting.crf_actors), mini().dynamic.crf
     peaks = {}
     for name, backend in (("inline", InlineCRF(params)), ("actors", ActorCRF(params, crfs))):
         peaks[name] = []
@@ -285,21 +272,21 @@ def test_time_crf(setting):
 
     With the paper's CRF of 10 iterations, and with that of the workspace's configuration.
     """
-    trained = evaluate.recall(setting.workspace)
+    trained = checkpoints.recall(setting.workspace)
     if trained is None:
         print(f"  test_time_crf: nothing is trained in {setting.workspace}; run `make demo`, or name a workspace")
         return []
-    chosen = config.from_dict(trained.config)
+    chosen = from_dict(trained.config)
     folder = voc.open_folder(setting.data or chosen.data or setting.workspace / "embedded")
     ids = voc.read_split(folder, chosen.split)[:16]
     model = {"dynamic": setting.workspace / trained.models["dynamic"]}
-    stage = dynamic.PredictStage(chosen.network, chosen.evaluate, len(trained.classes), model)
+    stage = PredictStage(network=chosen.network, evaluate=chosen.evaluate, classes=len(trained.classes), models=model)
     rows = [{"image_id": i, "image": (folder.root / "JPEGImages" / f"{i}.jpg").read_bytes()} for i in ids]
     rows = [r for first in range(0, len(rows), 8) for r in stage(rows[first : first + 8])]
     drop, out = chosen.evaluate.min_probability, []
     for name, crf in (("test_time_crf", CRFParams()), ("test_time_crf_own", chosen.crf)):
         both = [partial(crf_rows.segment, ("dynamic",), crf, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)]
-        every, probable = (np.concatenate([voc.read_mask(r["dynamic_crf"]).ravel() for r in made()]) for made in both)
+        every, probable = (np.concatenate([codec.read_mask(r["dynamic_crf"]).ravel() for r in made()]) for made in both)
         times = in_turns(3, *both)
         out += [
             row(name, [a / b for a, b in times], 2.0 if name == "test_time_crf" else None, "higher"),
@@ -319,7 +306,7 @@ def gpu_steps(setting):
     where, rows = torch.device("cuda"), []
     crfs = setting.pool(min(setting.plan.crf_actors, 8))
     for backbone in ("resnet38", "resnet50"):
-        chosen = config.paper()
+        chosen = paper()
         network = replace(chosen.network, backbone=replace(chosen.network.backbone, name=backbone))
         chosen, params = replace(chosen, network=network), chosen.dynamic.crf
         steps = {
@@ -345,7 +332,7 @@ def gpu_steps(setting):
         ExactCRF(TRAINING_CRF).request(image, logits, presence)
         torch.cuda.synchronize()
 
-    times = in_turns(5, exact, partial(pool.refine, *inputs, TRAINING_CRF))
+    times = in_turns(5, exact, partial(crf_masks, *inputs, TRAINING_CRF))
     return [*rows, row("gpu_exact_over_core", [b / a for a, b in times], 10.0, "higher")]
 
 
@@ -354,9 +341,9 @@ def _gpu_step(chosen, crf, fast):
     count, where = 8, torch.device("cuda")
     task, kind = build(chosen, "dynamic", crf)
     net = kind(chosen.network, 21).to(where, memory_format=torch.channels_last).train()
-    size, ahead = chosen.step.parts_of(count, crf.elsewhere, True)
+    size, ahead = chosen.step.parts_of(count, crf.runs_on_actors, True)
     workers, batch = Workers(net), batch_of(task, count, where)
-    optimizer = training.optimizer_for(net, task.train)
+    optimizer = optimizer_for(net, task.train)
 
     def step():
         gradients(task, net, batch, workers, Clock(CPU), size, ahead, fast)
@@ -386,12 +373,12 @@ class Setting:
     def __init__(self, args, scratch):
         self.data, self.workspace, self.scratch = args.data, args.workspace, scratch
         self.cpus = int(args.num_cpus or os.cpu_count() or 1)
-        self.plan = cluster.connect(replace(config.mini(), num_cpus=self.cpus))
+        self.plan = cluster.connect(replace(mini(), num_cpus=self.cpus))
         self.crf_actors = 2
 
     def pool(self, actors):
-        nodes = cluster.places(cluster.nodes(), actors, self.plan.unit)
-        return pool.CRFPool(nodes, self.plan.unit, self.plan.crf_environment)
+        nodes = cpu_nodes_first(cluster.nodes(), actors, self.plan.unit)
+        return CRFPool(nodes, self.plan.unit, self.plan.crf_environment)
 
     def photographs(self, count):
         """A stage table of images at about 375 x 500 pixels, with smooth probabilities of 2 or 3 labels."""

@@ -35,7 +35,10 @@ def draw(root: Path, count: int) -> list[str]:
 
 def measure(step: str, root: Path, count: int) -> None:
     """Run one step and print its seconds and the process's peak memory before and after."""
-    from ssdd import data, tables, voc
+    from ssdd.data import voc
+    from ssdd.runtime.pipelines import Parts
+    from ssdd.storage import tables
+    from ssdd.training import ingest
 
     folder = voc.open_folder(root / "data")
     base = peak()
@@ -55,10 +58,10 @@ def measure(step: str, root: Path, count: int) -> None:
     elif step == "open table":
         assert tables.open_table(root / "table").rows == count
     elif step == "plan of 15 epochs":
-        order = data.Order(count, 32, 0)
-        items = data.pieces(order, range(0, 15 * count, 16))
-        tasks = data._Parts(items, print).get_read_tasks(len(items))
-        assert len(tasks) <= data.MOST_TASKS + 1
+        order = ingest.Order(count, 32, 0)
+        items = ingest.pieces(order, range(0, 15 * count, 16))
+        tasks = Parts(items, print).get_read_tasks(len(items))
+        assert len(tasks) <= ingest.MOST_TASKS + 1
         for item in (items[0], items[len(items) // 2]):
             assert len(list(order.rows(item.start, item.stop))) == item.stop - item.start
     print(json.dumps([time.perf_counter() - begun, base, peak()]))

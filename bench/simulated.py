@@ -3,13 +3,14 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssdd.batch_crf import ActorCRF, InlineCRF
 from ssdd.losses import Means
+from ssdd.objectives.task import Halfway
 
 CPU = torch.device("cpu")
 
@@ -81,10 +82,10 @@ class SimulatedTask:
     """A step of `network` seconds for as many images as `inputs` holds, a third of it forward, with the CRF of each.
 
     All that an accelerator would compute, softmax and losses too, is in those seconds: the first three arguments of
-    `pool.refine` are there from the start.
+    `crf_masks` are there from the start.
     """
 
-    crf: ActorCRF | InlineCRF
+    crf: Any  # ActorCRF or InlineCRF
     network: float
     inputs: tuple
 
@@ -97,5 +98,4 @@ class SimulatedTask:
         output = _Taken.apply(net.weight, share / 3, share * 2 / 3)
         images, probs, labels = ([column[i] for i in chosen] for column in self.inputs)
         crf = self.crf.send(lambda: (images, probs, labels), CPU)
-        yield crf
-        return {"main": Means(output * crf.masks().sum(), self.counts(batch)["main"])}
+        return Halfway(crf, lambda: {"main": Means(output * crf.masks().sum(), self.counts(batch)["main"])})

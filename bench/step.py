@@ -1,12 +1,15 @@
 """Time and peak memory of training steps at a preset's full size, and the hours that VOC's 10,582 images would take.
 
     python bench/step.py [--preset paper] [--stage static|dynamic] [--batch 1] [--micro-batch N] [--steps 2]
+                         [--crf inline|exact|none]
 
 Weights are random and images are smooth noise: neither changes what a step costs. The CRF of a dynamic step runs in
-this process, image by image, as in the published code; its share is shown apart.
+this process, image by image, as in the published code (inline; its share is shown apart), or on the device of the
+training (exact; a part of the forward pass). Needs neither Ray nor MLflow, and pydensecrf for inline alone.
 """
 
 import argparse
+import importlib.util
 import resource
 import time
 from dataclasses import replace
@@ -15,18 +18,44 @@ import torch
 import torch.nn.functional as F
 from simulated import pictures
 
-from ssdd import config, dynamic, networks, static, training
-from ssdd.batch_crf import InlineCRF
-from ssdd.step import Clock, Workers, gradients
+from ssdd.nets import checkpoints
+from ssdd.nets.networks import DynamicNet, StaticNet
+from ssdd.objectives.crf import ExactCRF, InlineCRF
+from ssdd.objectives.dynamic import DynamicTask
+from ssdd.objectives.optimizer import in_bf16, optimizer_for
+from ssdd.objectives.static import StaticTask
+from ssdd.objectives.step import Clock, Workers, gradients
+from ssdd.presets import PRESETS
 
 IMAGES = 10_582  # VOC's train_aug
 CLASSES = 21
 
 
+def crf_of(name, params):
+    if name == "none":
+        return FreeCRF()
+    return InlineCRF(params) if name == "inline" else ExactCRF(params)
+
+
+class FreeCRF:
+    """Some masks for nothing: what remains of a step is its network."""
+
+    runs_on_actors = False
+
+    def request(self, images, logits, presence):
+        self.mask = logits.argmax(1) * 0 + 8
+        return self
+
+    def wait(self): ...
+
+    def masks(self):
+        return self.mask
+
+
 def build(chosen, stage, crf):
     if stage == "static":
-        return static.StaticTask(chosen.network, chosen.static, CLASSES, None), networks.StaticNet
-    return dynamic.DynamicTask(chosen.network, chosen.dynamic, CLASSES, None, crf), networks.DynamicNet
+        return StaticTask(chosen.network, chosen.static, CLASSES, None), StaticNet
+    return DynamicTask(network=chosen.network, dynamic=chosen.dynamic, classes=CLASSES, start=None, crf=crf), DynamicNet
 
 
 def batch_of(task, images, where):
@@ -41,22 +70,24 @@ def batch_of(task, images, where):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=config.PRESETS, default="paper")
+    parser.add_argument("--preset", choices=PRESETS, default="paper")
     parser.add_argument("--stage", choices=("static", "dynamic"), default="dynamic")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--steps", type=int, default=2)
+    default = "inline" if importlib.util.find_spec("pydensecrf") else "exact"
+    parser.add_argument("--crf", choices=("inline", "exact", "none"), default=default)
     args = parser.parse_args()
-    chosen = config.PRESETS[args.preset]()
-    where = training.device()
-    task, kind = build(chosen, args.stage, InlineCRF(chosen.dynamic.crf))
+    chosen = PRESETS[args.preset]()
+    where = checkpoints.device()
+    task, kind = build(chosen, args.stage, crf_of(args.crf, chosen.dynamic.crf))
     train = replace(task.train, batch_size=args.batch)
     net = kind(chosen.network, CLASSES).to(where, memory_format=torch.channels_last)
-    optimizer = training.optimizer_for(net, train)
-    workers, clock, bf16 = Workers(net.train()), Clock(where), training.in_bf16(chosen.step, where)
+    optimizer = optimizer_for(net, train)
+    workers, clock, bf16 = Workers(net.train()), Clock(where), in_bf16(chosen.step, where)
     batch = batch_of(task, args.batch, where)
     size, ahead = replace(chosen.step, micro_batch=args.micro_batch).parts_of(
-        args.batch, task.elsewhere, where.type == "cuda"
+        args.batch, task.runs_on_actors, where.type == "cuda"
     )
 
     def step():
@@ -76,7 +107,7 @@ def main():
     hours = IMAGES * task.train.epochs * seconds / args.batch / 3600
     print("last step:", losses)
     crf = clock.read().get("crf_wait", 0) / args.steps
-    print(f"{seconds:.2f} s a step, {args.batch / seconds:.2f} images/s, CRF {crf:.2f} s")
+    print(f"{seconds:.2f} s a step, {args.batch / seconds:.2f} images/s, CRF {args.crf} {crf:.2f} s")
     print(f"peak memory {peak:.1f} GiB; {task.train.epochs} epochs of {IMAGES} images: {hours:.0f} h")
 
 

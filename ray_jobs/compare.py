@@ -5,8 +5,8 @@
 Prints the mean IoU of each with its spread over the random seeds; writes `compare.json` into the workspace.
 """
 
-from ssdd import compare
 from ssdd.jobs import job
+from ssdd.stages import compare
 
 if __name__ == "__main__":
     job("compare", compare.run, __doc__, report=compare.lines)

@@ -4,8 +4,8 @@ python ray_jobs/dynamic.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIE
 ray job submit --working-dir . -- python ray_jobs/dynamic.py ...
 """
 
-from ssdd import evaluate
 from ssdd.jobs import job
+from ssdd.stages import method
 
 if __name__ == "__main__":
-    job("dynamic", evaluate.run, __doc__)
+    job("dynamic", method.run, __doc__)

@@ -3,33 +3,37 @@
     python ray_jobs/evaluate.py [--workspace DIR] [--data DIR] [--split val] [--submission FILE] [--FIELD VALUE ...]
     python ray_jobs/evaluate.py --preset paper --data DIR --dynamic.weights SEGMENTATION.pth
 
-Every field defaults to its value in the training, unless --preset says otherwise. A workspace without trained models
-gets them first; the second form scores SSDD's published weights instead. --submission writes the masks with CRF as
-VOC's test server takes them, results.tgz.
+Every field defaults to its value in the training, unless --preset says otherwise. The second form scores SSDD's
+published weights instead of a workspace's models. --submission writes the masks with CRF as VOC's test server takes
+them, results.tgz. --train trains first where the workspace has no trained models.
 """
 
-import argparse
 from functools import partial
 
-from ssdd import config, evaluate
-from ssdd.jobs import job, own_flag
-from ssdd.paths import path_flag
-from ssdd.session import resolve
+from ssdd import cli
+from ssdd.fields import from_dict
+from ssdd.jobs import job, script_flags
+from ssdd.nets import checkpoints
+from ssdd.runtime.session import resolve
+from ssdd.stages import method
+from ssdd.storage.paths import path_flag
 
 
-def read_config(args):
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--workspace", type=path_flag)
-    first.add_argument("--preset")
-    known, _ = first.parse_known_args(args)
-    if known.preset:
-        return config.parse(args, description=__doc__)
-    trained = evaluate.recall(resolve(known.workspace, default="workspace", flag="--workspace"))
+def read_config(args, train):
+    chosen, _ = script_flags(args, workspace=dict(type=path_flag), preset={})
+    workspace = resolve(chosen.workspace, default="workspace", flag="--workspace")
+    trained = None if chosen.preset else checkpoints.recall(workspace)
     if trained is None:
-        return config.parse(args, description=__doc__)
-    return config.override(config.from_dict(trained.config), args, description=__doc__)
+        config = cli.parse(args, description=__doc__)
+    else:
+        config = cli.override(from_dict(trained.config), args, description=__doc__)
+    if not (train or config.dynamic.weights):
+        where = resolve(config.workspace, default="workspace", flag="--workspace")
+        method.find_trained(where)  # an error before anything is made there
+    return config
 
 
 if __name__ == "__main__":
-    submission, rest = own_flag("--submission")
-    job("evaluate", partial(evaluate.rescore, submission=submission), __doc__, partial(read_config, rest))
+    flags, rest = script_flags(submission=dict(type=path_flag), train=dict(action="store_true"))
+    run = partial(method.rescore, submission=flags.submission, train=flags.train)
+    job("evaluate", run, __doc__, partial(read_config, rest, flags.train))

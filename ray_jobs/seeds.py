@@ -3,8 +3,8 @@
 python ray_jobs/seeds.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 """
 
-from ssdd import evaluate, seeds
 from ssdd.jobs import job
+from ssdd.stages import evaluate, seeds
 
 
 def run(session):

@@ -9,17 +9,19 @@ as ID.png into a new folder.
 
 from functools import partial
 
-from ssdd import config, evaluate, knowledge, static
+from ssdd import cli
 from ssdd.config import ConfigError
-from ssdd.jobs import job, own_flag
-from ssdd.session import resolve
+from ssdd.jobs import job, script_flags
+from ssdd.runtime.session import resolve
+from ssdd.stages import evaluate, knowledge, static, weight_import
+from ssdd.storage.paths import path_flag
 
 
 def run(output, session):
     folder = output and resolve(output, default="refined", flag="--output")
     if folder and folder.exists():
         raise ConfigError(f"--output {folder}: is there already; name a new folder")
-    evaluate.convert_weights(session)
+    weight_import.convert_all(session)
     refined = static.run(session, knowledge.run(session))
     scores = evaluate.score_refined(session, refined)
     if folder:
@@ -29,5 +31,5 @@ def run(output, session):
 
 
 if __name__ == "__main__":
-    output, rest = own_flag("--output")
-    job("static", partial(run, output), __doc__, partial(config.parse, rest, __doc__))
+    flags, rest = script_flags(output=dict(type=path_flag))
+    job("static", partial(run, flags.output), __doc__, partial(cli.parse, rest, __doc__))

@@ -3,11 +3,8 @@
 python ray_jobs/sweep_alpha.py [--sweep.space dynamic.alpha=0:1] [--sweep.search random|optuna] [--FIELD VALUE ...]
 """
 
-from functools import partial
-
-from ssdd import sweep
-from ssdd.jobs import job
-from ssdd.sweep_alpha import KIND
+from ssdd import jobs
+from ssdd.sweeps.alpha import ALPHA_SWEEP
 
 if __name__ == "__main__":
-    job(KIND.name, partial(sweep.run, kind=KIND), __doc__, partial(sweep.read_config, KIND, None, __doc__), sweep.lines)
+    jobs.sweep("sweep_alpha", __doc__, lambda config: ALPHA_SWEEP)

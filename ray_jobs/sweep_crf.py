@@ -3,11 +3,8 @@
 python ray_jobs/sweep_crf.py [--sweep.space crf.bilateral-weight=1,3,5,10,20 ...] [--FIELD VALUE ...]
 """
 
-from functools import partial
-
-from ssdd import sweep
-from ssdd.jobs import job
-from ssdd.sweep_crf import KIND
+from ssdd import jobs
+from ssdd.sweeps.crf import CRF_SWEEP
 
 if __name__ == "__main__":
-    job(KIND.name, partial(sweep.run, kind=KIND), __doc__, partial(sweep.read_config, KIND, None, __doc__), sweep.lines)
+    jobs.sweep("sweep_crf", __doc__, lambda config: CRF_SWEEP)

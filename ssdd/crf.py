@@ -3,12 +3,13 @@
 This module imports neither torch nor Ray, so that a CRF process starts quickly.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CRFParams:
     """Weights and widths of the two kernels (method notes to sec. 5.2) and the number of mean-field steps."""
 
@@ -64,3 +65,24 @@ def dense_crf(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.nda
     )
     marginals = model.inference(params.iterations)
     return np.array(marginals, dtype=np.float32).reshape(classes, height, width)
+
+
+def crf_masks(
+    images: Iterable[np.ndarray], probs: Iterable[np.ndarray], labels: Iterable[np.ndarray], params: CRFParams
+) -> np.ndarray:
+    """CRF masks of a few images.
+
+    Args:
+        images: each uint8 (H, W, 3).
+        probs: for each image, probabilities of its presence labels, (n, H, W).
+        labels: for each image, the class of each of them, uint8 (n,).
+        params: of the CRF.
+
+    Returns:
+        the class of the best label at each pixel, uint8 (N, H, W).
+    """
+    masks = []
+    for image, prob, label in zip(images, probs, labels, strict=True):
+        best = dense_crf(image, prob.astype(np.float32), params).argmax(0)
+        masks.append(label[best])
+    return np.stack(masks)

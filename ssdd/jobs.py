@@ -1,37 +1,49 @@
 """What the scripts in ray_jobs/ share: read the configuration, connect, run, report."""
 
+import ssdd.runtime.environment  # noqa: F401 (before Ray is imported)
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
-from ssdd import config as configuration
-from ssdd.backbones import WeightsError
-from ssdd.cluster import ResourceError, disk_is_full, own_words
+from ssdd import cli
 from ssdd.config import Config, ConfigError
-from ssdd.paths import RemoteError, path_flag
-from ssdd.report import table_lines
-from ssdd.session import Session
-from ssdd.sweep import SweepError
-from ssdd.tables import DamagedTableError
-from ssdd.tracking import TrackingError
-from ssdd.training import DivergedError, LostError
-from ssdd.voc import DataError
+from ssdd.data.problems import DataError
+from ssdd.nets.weight_files import WeightsError
+from ssdd.presets import PRESETS
+from ssdd.reports.scores import table_lines
+from ssdd.runtime.errors import disk_is_full, message_of
+from ssdd.runtime.plan import ResourceError
+from ssdd.runtime.session import Session
+from ssdd.runtime.tracking import TrackingError
+from ssdd.storage.paths import RemoteError
+from ssdd.storage.tables import DamagedTableError
+from ssdd.sweeps import base
+from ssdd.sweeps.base import Kind, Outcome, SweepError
+from ssdd.training.worker import DivergedError, LostError, OrderError
 
 Result = TypeVar("Result")
 ERRORS = (
     *(ConfigError, DataError, RemoteError, ResourceError, WeightsError),
-    *(DivergedError, LostError, DamagedTableError, SweepError, TrackingError),
+    *(DivergedError, LostError, OrderError, DamagedTableError, SweepError, TrackingError),
 )
-"""What the user can mend."""
+"""Errors that the user can do something about; their messages say what."""
 
 
-def own_flag(flag: str, kind: Callable[[str], Any] = path_flag, default: Any = None) -> tuple[Any, list[str]]:
-    """The value of a flag that only one script has, and the command line without it."""
+def script_flags(args: list[str] | None = None, **flags: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
+    """The values of flags that are no fields of the configuration, and the command line without them.
+
+    Args:
+        args: the command line; that of this process if None.
+        flags: by name with underscores, each with its options for argparse.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, type=kind, default=default, dest="value")
-    known, rest = parser.parse_known_args()
-    return known.value, rest
+    for name, options in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    return parser.parse_known_args(args)
 
 
 def job(
@@ -51,15 +63,41 @@ def job(
         report: the result as lines for the terminal.
     """
     try:
-        chosen = config() if config else configuration.parse(description=description)
+        chosen = config() if config else cli.parse(description=description)
         with Session(chosen, name) as session:
             result = run(session)
     except ERRORS as error:
-        sys.exit(f"{name}: {own_words(error)}")
+        sys.exit(f"{name}: {message_of(error)}")
     except OSError as error:
         if not disk_is_full(error):
             raise
-        what = f"no space left on the disk ({own_words(error)})"
+        what = f"no space left on the disk ({message_of(error)})"
         sys.exit(f"{name}: {what}; make some and give the same command again: it goes on")
     for line in report(result):
         print(line)
+
+
+def sweep_config(
+    kind: Callable[[Config], Kind], args: list[str] | None = None, description: str | None = None
+) -> Config:
+    """The configuration of a sweep, see `sweeps.base.checked`.
+
+    Args:
+        kind: the sweep that a configuration asks for.
+        args: the command line; that of this process if None.
+        description: for --help, which the metrics of the default sweep are added to.
+    """
+    metrics = ", ".join(kind(PRESETS["mini"]()).metrics)
+    config = cli.parse(args, f"{description}\nMetrics (--sweep.metric): {metrics}")
+    return base.checked(kind(config), config)
+
+
+def sweep(
+    name: str,
+    description: str | None,
+    kind: Callable[[Config], Kind],
+    run: Callable[[Session, Kind], Outcome] = base.run,
+) -> None:
+    """Run the job of a sweep; `kind` is the one that a configuration asks for."""
+    config = partial(sweep_config, kind, description=description)
+    job(name, lambda session: run(session, kind(session.config)), description, config, base.lines)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssdd import refine
+
 
 @dataclass(frozen=True)
 class Means:
@@ -67,6 +69,18 @@ def difference_loss(logits: Tensor, difference: Tensor, keep: Tensor) -> Means:
     logits = torch.where(keep.view(-1, 1, 1), logits, 0)  # not in the mean: 0 times the gradient of a NaN is a NaN
     loss = F.binary_cross_entropy_with_logits(logits.float(), difference.float(), reduction="none")
     return _means(loss, _sides(difference, keep), (0.5, 0.5))
+
+
+def difference_losses(d_knowledge: Tensor, d_advice: Tensor, difference: Tensor, vanished: Tensor) -> Means:
+    """L_diff of one module (eqs. 2, 6, 12): both masks of the pair predict their difference.
+
+    Args:
+        d_knowledge, d_advice: DD-Net's logits (N, h, w).
+        difference: bool (N, h, w).
+        vanished: bool (N, C); images with a vanished class are left out.
+    """
+    keep = ~refine.bad_samples(vanished)
+    return difference_loss(d_knowledge, difference, keep) + difference_loss(d_advice, difference, keep)
 
 
 def difference_counts(difference: Tensor, keep: Tensor) -> Tensor:

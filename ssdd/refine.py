@@ -4,8 +4,13 @@ All masks are integer class maps (N, H, W) with 0 for background; values outside
 Arguments may be tensors or anything `torch.as_tensor` takes; results are tensors on the arguments' device.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ssdd.config import BiasConfig
 
 
 def difference(knowledge: Tensor, advice: Tensor) -> Tensor:
@@ -80,6 +85,32 @@ def confidence(
 def integrate(knowledge: Tensor, advice: Tensor, confidence: Tensor) -> Tensor:
     """Eq. 4: the refined mask m^D, advice where confidence >= 0 and knowledge elsewhere. (N, H, W)."""
     return torch.where(torch.as_tensor(confidence) >= 0, torch.as_tensor(advice), torch.as_tensor(knowledge))
+
+
+def module(
+    d_knowledge: Tensor,
+    d_advice: Tensor,
+    knowledge: Tensor,
+    advice: Tensor,
+    presence: Tensor,
+    bias: "BiasConfig",
+) -> Tensor:
+    """Eqs. 3-5: the SSDD module's mask m^D from DD-Net's probabilities.
+
+    Args:
+        d_knowledge, d_advice: (N, H, W) in 0..1.
+        knowledge, advice: masks (N, H, W).
+        presence: bool (N, C), background included.
+        bias: eq. 3's.
+
+    Returns:
+        the refined masks (N, H, W).
+    """
+    gone = vanished(knowledge, advice, presence, bias.vanish_ratio)
+    if not bias.presence:
+        gone = torch.zeros_like(gone)
+    w = confidence(d_knowledge, d_advice, knowledge, advice, gone, bias.bias, bias.background)
+    return integrate(knowledge, advice, w)
 
 
 def presence_argmax(scores: Tensor, presence: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd.paths import to_path
+from ssdd.runtime import environment  # noqa: F401 (before any test imports Ray)
+from ssdd.storage.paths import to_path
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def places(tmp_path_factory, bucket):
     """A small data set, odd files in it, and a workspace that tests fill in their order, on one local cluster."""
     import ray
 
-    from ssdd import synthetic
+    from ssdd.data import synthetic
 
     root = tmp_path_factory.mktemp("jobs")
     folder = synthetic.generate(root / "data", train=10, val=4)

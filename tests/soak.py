@@ -5,6 +5,9 @@
 Ends with an error if images were not seen as they should be, or if memory grew.
 """
 
+import ssdd.runtime.environment  # noqa: F401 (before Ray is imported)
+
+# isort: split
 import os
 import random
 import signal
@@ -20,17 +23,25 @@ import pyarrow as pa
 import ray
 import torch
 
-from ssdd import cluster, config, data, images, pool, seeds, synthetic, training
-from ssdd.batch_crf import ActorCRF
-from ssdd.dynamic import DynamicTask
-from ssdd.networks import DynamicNet
-from ssdd.session import Session
+from ssdd import cli
+from ssdd.data import synthetic
+from ssdd.nets import checkpoints
+from ssdd.nets.networks import DynamicNet
+from ssdd.objectives.dynamic import DynamicTask
+from ssdd.runtime import cluster
+from ssdd.runtime.actor_crf import ActorCRF
+from ssdd.runtime.crf_pool import CRFPool
+from ssdd.runtime.plan import cpu_nodes_first
+from ssdd.runtime.session import Session
+from ssdd.stages import images, weight_import
+from ssdd.training import trainer
+from ssdd.training.ingest import Order
 
 STEPS, EPOCH, BATCH, KILL_ACTOR, KILL_WORKER = 1000, 20, 8, 50, 300
 
 
 def weights(artifact):
-    return torch.load(artifact.path / training.MODEL, weights_only=True)
+    return torch.load(artifact.path / checkpoints.MODEL, weights_only=True)
 
 
 @dataclass(frozen=True)
@@ -108,7 +119,7 @@ class Killer(threading.Thread):
 def main(work):
     folder = synthetic.generate(work / "data", train=EPOCH * BATCH, val=2)
     args = ["--data", str(folder), "--workspace", str(work / "w"), "--num-cpus", "2", "--workers", "1"]
-    chosen = config.parse([*args, "--dynamic.train.epochs", str(STEPS // EPOCH)])
+    chosen = cli.parse([*args, "--dynamic.train.epochs", str(STEPS // EPOCH)])
     assert chosen.dynamic.train.batch_size == BATCH
     (work / "seen").mkdir()
     notes = Notes(work / "seen")
@@ -123,16 +134,17 @@ def main(work):
             schema,
             lambda: ({"image_id": row["image_id"], "refined": row["truth"]} for row in made.table),
         )
-        nodes = cluster.places(cluster.nodes(), 2, session.plan.unit)
-        crfs = pool.CRFPool(nodes, session.plan.unit, session.plan.crf_environment)
-        start, crf = seeds.run_backbone(session), ActorCRF(chosen.dynamic.crf, crfs)
-        task = Task(chosen.network, chosen.dynamic, len(made.classes), start, crf, notes.folder)
+        nodes = cpu_nodes_first(cluster.nodes(), 2, session.plan.unit)
+        crfs = CRFPool(nodes, session.plan.unit, session.plan.crf_environment)
+        start, crf = weight_import.backbone(session), ActorCRF(chosen.dynamic.crf, crfs)
+        parts = dict(network=chosen.network, dynamic=chosen.dynamic, classes=len(made.classes), start=start, crf=crf)
+        task = Task(**parts, folder=notes.folder)
         killer, begun = Killer(notes, crfs), time.monotonic()
         killer.start()
-        net = training.run(session, "soak", {}, task, [made.table, masks])
+        net = trainer.run(session, "soak", {}, task, [made.table, masks])
         killer.over.set()
         crfs.close()
-    order = data.Order(made.table.rows, chosen.part_size, chosen.seed)
+    order = Order(made.table.rows, chosen.part_size, chosen.seed)
     assert notes.kept() == [row for _, row in order.rows(0, STEPS * BATCH)], "each image as often as it should be"
     assert all(torch.isfinite(value).all() for value in weights(net).values())
     before, after = killer.median(500, 600), killer.median(930, 2000)

@@ -7,13 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssdd import exact_crf, pool, refine
-from ssdd.batch_crf import ActorCRF, ExactCRF, InlineCRF
-from ssdd.crf import CRFParams, dense_crf
+from ssdd import exact_crf, refine
+from ssdd.crf import CRFParams, crf_masks, dense_crf
+from ssdd.objectives.crf import ExactCRF, InlineCRF
+from ssdd.runtime import crf_pool
+from ssdd.runtime.actor_crf import ActorCRF
+from ssdd.runtime.crf_pool import Loads, Request, pack, unpack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = CRFParams(2, 1.5, 5, 4, 20, 3)
+SMALL = CRFParams(
+    gaussian_weight=2, gaussian_sxy=1.5, bilateral_weight=5, bilateral_sxy=4, bilateral_srgb=20, iterations=3
+)
 
 
 def example(images=2, classes=4, side=48, mask_side=12):
@@ -116,7 +121,7 @@ def test_actors_get_small_requests_and_the_caller_does_not_wait():
             return self
 
         def masks(self):
-            return pool.refine(**seen)
+            return crf_masks(**seen)
 
     pictures, logits, presence = example()
     asked = ActorCRF(SMALL, Pool()).request(pictures, logits, presence)
@@ -131,9 +136,9 @@ def test_actors_get_small_requests_and_the_caller_does_not_wait():
 
 
 def test_a_requests_masks_come_in_the_order_of_the_images(monkeypatch):
-    monkeypatch.setattr(pool.ray, "get", lambda refs: refs)
+    monkeypatch.setattr(crf_pool.ray, "get", lambda refs: refs)
     masks = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
-    found = pool.Request([masks[:3].tobytes(), masks[3:].tobytes()], 2, 3).masks()
+    found = Request([masks[:3].tobytes(), masks[3:].tobytes()], 2, 3).masks()
     np.testing.assert_array_equal(found, masks)
     torch.from_numpy(found)[0] = 0  # can be written to
 
@@ -142,13 +147,13 @@ def test_what_is_packed_is_unpacked():
     rng = np.random.default_rng(0)
     image, probs = rng.integers(0, 255, (4, 5, 3), dtype=np.uint8), rng.random((3, 4, 5)).astype(np.float16)
     labels = np.array([0, 7, 20], np.uint8)
-    for packed, found in zip((image, probs, labels), pool.unpack(pool.pack(image, probs, labels), 4, 5), strict=True):
+    for packed, found in zip((image, probs, labels), unpack(pack(image, probs, labels), 4, 5), strict=True):
         assert packed.dtype == found.dtype
         np.testing.assert_array_equal(packed, found)
 
 
 def test_each_image_goes_to_the_actor_with_the_fewest_and_near_ones_come_first():
-    loads = pool.Loads(near=[3, 1], far=[0])
+    loads = Loads(near=[3, 1], far=[0])
     assert loads.take(2) == {3: 1, 1: 1}
     assert loads.take(5) == {0: 2, 3: 2, 1: 1}
     loads.done(1, 2)

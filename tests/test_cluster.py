@@ -1,14 +1,18 @@
 """The split of a cluster's CPUs and GPUs."""
 
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayTaskError
 
-from ssdd import cluster
-from ssdd.cluster import Node, Plan, ResourceError, find_cluster, lanes, make_plan, places
+from ssdd.runtime.cluster import find_cluster
+from ssdd.runtime.errors import message_of, original_error
+from ssdd.runtime.plan import Node, Plan, ResourceError, cpu_nodes_first, lanes, make_plan, workers_for
 
 
 def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
@@ -123,28 +127,32 @@ def gone():
     return f"127.0.0.1:{port}"
 
 
-def left_behind(monkeypatch, address):
-    monkeypatch.setattr(cluster, "find_bootstrap_address", lambda temp_dir: address)
+def left_behind(monkeypatch, folder, address):
+    """As if `ray start` had written an address down, or nothing for None."""
+    (folder / "ray").mkdir(exist_ok=True)
+    path = folder / "ray" / "ray_current_cluster"
+    path.write_text(f"{address}\n") if address else path.unlink(missing_ok=True)
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
 
 
 @pytest.mark.parametrize("named", [None, "", "auto"])
-def test_a_cluster_that_was_started_here_is_found(named, listening, monkeypatch):
-    left_behind(monkeypatch, listening)
+def test_a_cluster_that_was_started_here_is_found(named, listening, monkeypatch, tmp_path):
+    left_behind(monkeypatch, tmp_path, listening)
     monkeypatch.setenv("RAY_ADDRESS", named) if named is not None else monkeypatch.delenv("RAY_ADDRESS", False)
     assert find_cluster() == listening
 
 
-def test_a_cluster_that_is_gone_does_not_stop_a_local_run(gone, monkeypatch):
+def test_a_cluster_that_is_gone_does_not_stop_a_local_run(gone, monkeypatch, tmp_path):
     monkeypatch.delenv("RAY_ADDRESS", False)
-    left_behind(monkeypatch, gone)
+    left_behind(monkeypatch, tmp_path, gone)
     assert find_cluster() == "local"
-    left_behind(monkeypatch, None)
+    left_behind(monkeypatch, tmp_path, None)
     assert find_cluster() == "local"
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_ray_address_names_the_cluster(scheme, listening, gone, monkeypatch):
-    left_behind(monkeypatch, gone)
+def test_ray_address_names_the_cluster(scheme, listening, gone, monkeypatch, tmp_path):
+    left_behind(monkeypatch, tmp_path, gone)
     monkeypatch.setenv("RAY_ADDRESS", scheme + listening)
     assert find_cluster() == scheme + listening
     monkeypatch.setenv("RAY_ADDRESS", "local")
@@ -152,8 +160,8 @@ def test_ray_address_names_the_cluster(scheme, listening, gone, monkeypatch):
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_where_nothing_answers_the_message_says_so(scheme, gone, listening, monkeypatch):
-    left_behind(monkeypatch, listening)
+def test_where_nothing_answers_the_message_says_so(scheme, gone, listening, monkeypatch, tmp_path):
+    left_behind(monkeypatch, tmp_path, listening)
     monkeypatch.setenv("RAY_ADDRESS", scheme + gone)
     with pytest.raises(ResourceError, match=f"RAY_ADDRESS={scheme}{gone}: no Ray cluster answers there"):
         find_cluster()
@@ -167,7 +175,7 @@ def test_lanes_fit_into_the_cluster_together(cpus, gpus, nodes, wanted):
     nodes = min(nodes, cpus)
     gpus = min(gpus, cpus)
     plan = make_plan(cpus, gpus, nodes, None, None)
-    lane, count = cluster.lanes(plan, cpus, wanted)
+    lane, count = lanes(plan, cpus, wanted)
     assert 1 <= count <= wanted
     assert count * lane.workers <= plan.workers
     assert lane.workers >= 1
@@ -193,18 +201,49 @@ def test_lanes_may_share_gpus(share, wanted, expected):
 
 def test_what_needs_no_gpu_goes_to_nodes_without_gpus_first_and_in_turns():
     nodes = [Node("gpu", 8, 2), Node("a", 2, 0), Node("b", 1, 0)]
-    assert places(nodes, 3, 1) == ["a", "b", "a"]
-    assert places(nodes, 2, 1) == ["a", "b"]
-    assert places(nodes, 5, 1) == ["a", "b", "a", "gpu", "gpu"]
-    assert places(nodes, 20, 1) == ["a", "b", "a", *["gpu"] * 6], "a training worker for each GPU needs a share"
-    assert places(nodes, 4, 0.5) == ["a", "b", "a", "b"]
-    assert places([Node("gpu", 8, 1)], 2, 1) == ["gpu", "gpu"]
-    assert places(nodes, 0, 1) == []
+    assert cpu_nodes_first(nodes, 3, 1) == ["a", "b", "a"]
+    assert cpu_nodes_first(nodes, 2, 1) == ["a", "b"]
+    assert cpu_nodes_first(nodes, 5, 1) == ["a", "b", "a", "gpu", "gpu"]
+    assert cpu_nodes_first(nodes, 20, 1) == ["a", "b", "a", *["gpu"] * 6], (
+        "a training worker for each GPU needs a share"
+    )
+    assert cpu_nodes_first(nodes, 4, 0.5) == ["a", "b", "a", "b"]
+    assert cpu_nodes_first([Node("gpu", 8, 1)], 2, 1) == ["gpu", "gpu"]
+    assert cpu_nodes_first(nodes, 0, 1) == []
 
 
 def test_what_a_task_raised_is_said_without_rays_report_of_it():
     raised = ValueError("short\nFailed to apply UDF transform after 1/1 attempts")
     error = RayTaskError("task", "a long traceback", raised).as_instanceof_cause()
-    assert cluster.own_error(error) is raised
-    assert cluster.own_words(error) == "short"
-    assert cluster.own_words(AssertionError()) == "AssertionError()"
+    assert original_error(error) is raised
+    assert message_of(error) == "short"
+    assert message_of(AssertionError()) == "AssertionError()"
+
+
+@pytest.mark.parametrize(("images", "available", "workers"), [(8, 3, 2), (16, 6, 4), (16, 5, 4), (8, 8, 8), (7, 3, 1)])
+def test_the_workers_of_a_training_divide_its_images(images, available, workers):
+    assert workers_for(images, available) == workers
+
+
+@given(images=st.integers(1, 300), available=st.integers(1, 64))
+def test_no_larger_number_of_workers_divides_the_images(images, available):
+    workers = workers_for(images, available)
+    assert 1 <= workers <= available
+    assert images % workers == 0
+    assert not any(images % more == 0 for more in range(workers + 1, available + 1))
+
+
+@pytest.mark.parametrize(
+    ("address", "stays"),
+    [
+        *((None, True), ("", True), ("auto", True), ("local", True), ("127.0.0.1:6379", True), ("localhost:1", True)),
+        *(("10.0.0.5:6379", False), ("ray://10.0.0.5:10001", False), ("head:6379", False)),
+    ],
+)
+def test_a_local_ray_stays_on_loopback_and_a_cluster_that_is_named_does_not(address, stays):
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    env = {k: v for k, v in os.environ.items() if k not in (name, "RAY_ADDRESS")}
+    env |= {} if address is None else {"RAY_ADDRESS": address}
+    code = f"import os, ssdd.runtime.environment; print(os.environ.get('{name}'))"
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == ("0" if stays else "None")

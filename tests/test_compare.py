@@ -4,10 +4,11 @@ import threading
 
 import pytest
 
-from ssdd import compare
-from ssdd.report import TABLE_1, Scores, per_class_lines
-from ssdd.session import StoppedError
-from ssdd.voc import VOC_CLASSES
+from ssdd.data.voc import VOC_CLASSES
+from ssdd.reports.scores import TABLE_1, Scores, per_class_lines
+from ssdd.runtime.session import StoppedError
+from ssdd.stages import compare
+from ssdd.stages.compare import Comparison
 
 SEEDS = [
     Scores(
@@ -31,14 +32,14 @@ def test_the_average_is_over_the_seeds_that_have_a_class():
 
 
 def test_the_summary_keeps_every_value_and_their_standard_deviation():
-    record = compare.summary(compare.Comparison("val", (3, 5), SEEDS))
+    record = compare.summary(Comparison("val", (3, 5), SEEDS))
     assert record["random_seeds"] == [3, 5]
     assert record["scores"]["val.baseline"] == {"mean": 41.0, "std": pytest.approx(2**0.5), "values": [40.0, 42.0]}
-    assert compare.summary(compare.Comparison("val", (3,), SEEDS[:1]))["scores"]["val.dynamic"]["std"] == 0
+    assert compare.summary(Comparison("val", (3,), SEEDS[:1]))["scores"]["val.dynamic"]["std"] == 0
 
 
 def test_the_lines_show_mean_spread_and_each_seed():
-    lines = compare.lines(compare.Comparison("val", (0, 1), SEEDS))
+    lines = compare.lines(Comparison("val", (0, 1), SEEDS))
     assert lines[lines.index("mean IoU (%) on val over 2 random seeds, and standard deviation") + 1 :][:2] == [
         "  advice m^A0 (PSA retrained)   41.0 +- 1.4  (40.0  42.0)",
         "  SSDD                          43.5 +- 0.7  (44.0  43.0)",

@@ -6,19 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ssdd.config import (
-    PRESETS,
-    BiasConfig,
-    Config,
-    ConfigError,
-    StepConfig,
-    flatten,
-    from_dict,
-    parse,
-    to_dict,
-    validate,
-)
+from ssdd.checks import validate
+from ssdd.cli import parse
+from ssdd.config import BiasConfig, Config, ConfigError, StepConfig
 from ssdd.crf import CRFParams
+from ssdd.fields import flatten, from_dict, to_dict
+from ssdd.presets import PRESETS
 
 PAPER = PRESETS["paper"]()
 
@@ -225,8 +218,12 @@ def test_paper_preset_biases():
 
 
 def test_paper_preset_crf_and_test_time():
-    assert PAPER.crf == CRFParams(3, 3, 10, 80, 13, iterations=10)
-    assert PAPER.dynamic.crf == CRFParams(3, 3, 10, 80, 13, iterations=3)
+    assert PAPER.crf == CRFParams(
+        gaussian_weight=3, gaussian_sxy=3, bilateral_weight=10, bilateral_sxy=80, bilateral_srgb=13, iterations=10
+    )
+    assert PAPER.dynamic.crf == CRFParams(
+        gaussian_weight=3, gaussian_sxy=3, bilateral_weight=10, bilateral_sxy=80, bilateral_srgb=13, iterations=3
+    )
     assert PAPER.evaluate.size == 448
     assert PAPER.evaluate.scales == (0.5, 0.75, 1, 1.25, 1.5)
     assert PAPER.evaluate.mirror

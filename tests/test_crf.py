@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd import crf_rows, maps, pool, voc
-from ssdd.crf import CRFParams, dense_crf
+from ssdd.crf import CRFParams, crf_masks, dense_crf
+from ssdd.data import codec
+from ssdd.stages import crf_rows
+from ssdd.storage import maps
 
 HEIGHT, WIDTH = 20, 30
 RNG = np.random.default_rng
@@ -137,7 +139,7 @@ def test_pool_function_gives_each_image_its_own_classes():
     images = np.stack([two_colours(15), two_colours(10), two_colours(20)])
     probs = [two_regions(15, 0.9), two_regions(10, 0.9)[::-1], np.ones((1, HEIGHT, WIDTH))]
     labels = [np.array(c, np.uint8) for c in ([0, 7], [0, 20], [0])]
-    masks = pool.refine(images, probs, labels, CRFParams(iterations=3))
+    masks = crf_masks(images, probs, labels, CRFParams(iterations=3))
     assert masks.dtype == np.uint8
     assert [np.unique(mask).tolist() for mask in masks] == [[0, 7], [0, 20], [0]]
     np.testing.assert_array_equal(masks[0], np.where(two_regions(15, 1).argmax(0) == 1, 7, 0))
@@ -145,14 +147,15 @@ def test_pool_function_gives_each_image_its_own_classes():
 
 
 def test_pool_function_accepts_half_precision():
-    (mask,) = pool.refine(
+    (mask,) = crf_masks(
         two_colours(15)[None], [two_regions(15, 0.9).astype(np.float16)], [np.array([0, 3], np.uint8)], CRFParams()
     )
     assert set(np.unique(mask)) == {0, 3}
 
 
 def test_crf_processes_import_no_torch():
-    code = "import sys, ssdd.crf, ssdd.pool, ssdd.crf_rows; assert 'torch' not in sys.modules"
+    modules = "ssdd.crf, ssdd.runtime.crf_pool, ssdd.runtime.pipelines, ssdd.stages.crf_rows"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -169,7 +172,7 @@ def test_a_sharper_unary_term_leaves_the_crf_less_to_say():
 
     def changed(sharpen):
         (out,) = crf_rows.segment(("dynamic",), CRFParams(), 0.0, sharpen, [row])
-        return (voc.read_mask(out["dynamic"]) != voc.read_mask(out["dynamic_crf"])).mean()
+        return (codec.read_mask(out["dynamic"]) != codec.read_mask(out["dynamic_crf"])).mean()
 
     plain, published, sure = changed(0), changed(10), changed(1000)
     assert plain > published > 0.05 > sure

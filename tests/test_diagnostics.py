@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssdd.diagnostics import DifferenceReport, auc
+from ssdd.reports.diagnostics import DifferenceReport, auc
 
 
 def report_of(knowledge, advice, truth, d_knowledge, d_advice, classes=3):

@@ -7,24 +7,36 @@ import numpy as np
 import pytest
 import torch
 
-from ssdd import losses, refine, step, training
-from ssdd.config import BackboneConfig, NetworkConfig, mini
-from ssdd.dynamic import DynamicTask, FixedTask
-from ssdd.networks import DynamicNet, StaticNet
-from ssdd.static import module
-from ssdd.store import Artifact
+from ssdd import losses, refine
+from ssdd.config import BackboneConfig, NetworkConfig
+from ssdd.nets import checkpoints
+from ssdd.nets.networks import DynamicNet, StaticNet
+from ssdd.objectives.dynamic import DynamicTask
+from ssdd.objectives.fixed import FixedTask
+from ssdd.objectives.optimizer import lr_factor, optimizer_for
+from ssdd.objectives.task import Halfway
+from ssdd.presets import mini
+from ssdd.refine import module
+from ssdd.storage.artifacts import Artifact
+from ssdd.training import trainer, worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 4
-NETWORK = NetworkConfig(BackboneConfig("tf_efficientnet_lite0", 16, "random"), 16, 2, 4, 8)
+NETWORK = NetworkConfig(
+    backbone=BackboneConfig("tf_efficientnet_lite0", 16, "random"),
+    head_channels=16,
+    head_dilation=2,
+    upsample=4,
+    ddnet_channels=8,
+)
 SIZE = NETWORK.mask_size(64)
 
 
 class GivenCRF:
     """A CRF whose masks are a function of the network's own."""
 
-    elsewhere = False
+    runs_on_actors = False
 
     def __init__(self, change=lambda mask: mask):
         self.change = change
@@ -43,9 +55,8 @@ class GivenCRF:
 def losses_of(task, net, data):
     """The values of a task's losses on a whole batch."""
     begun = task.losses(net, data)
-    if not isinstance(begun, dict):
-        next(begun)
-        begun = step._returned(begun)
+    if isinstance(begun, Halfway):
+        begun = begun.finish()
     known = task.counts(data)
     for name, counts in known.items():
         torch.testing.assert_close(counts, begun[name].counts)
@@ -70,7 +81,9 @@ def net():
 
 
 def task(crf=None, **changes):
-    return DynamicTask(NETWORK, replace(mini().dynamic, **changes), CLASSES, None, crf or GivenCRF())
+    return DynamicTask(
+        network=NETWORK, dynamic=replace(mini().dynamic, **changes), classes=CLASSES, start=None, crf=crf or GivenCRF()
+    )
 
 
 def test_a_step_has_the_four_losses_of_eq_15_and_trains_everything(net):
@@ -145,7 +158,7 @@ def test_the_second_step_by_the_equations(net, target):
     k1 = refine.presence_argmax(logits, presence)
     a1 = k1.roll(5, 2)
     crf = GivenCRF(lambda mask: mask.roll(5, 2))
-    found = losses_of(DynamicTask(NETWORK, config, CLASSES, None, crf), net, data)
+    found = losses_of(DynamicTask(network=NETWORK, dynamic=config, classes=CLASSES, start=None, crf=crf), net, data)
     d1 = integrated(difference(net.ddnet1, high, k1), difference(net.ddnet1, high, a1), k1, a1, config.bias1)
     d_d0, d_d1 = (difference(net.ddnet2, sub_high, mask) for mask in (d0, d1))
     d2 = integrated(d_d0, d_d1, d0, d1, config.bias2)
@@ -161,7 +174,7 @@ def test_the_second_step_by_the_equations(net, target):
 
 
 def test_fixed_masks_are_the_baseline(net):
-    fixed = FixedTask(NETWORK, mini().dynamic.train, CLASSES, None, "advice")
+    fixed = FixedTask(network=NETWORK, train=mini().dynamic.train, classes=CLASSES, start=None, column="advice")
     data = batch()
     expected = losses.segmentation_loss(net.eval()(data["image"]), data["refined"]).value()
     torch.testing.assert_close(losses_of(fixed, net, {**data, "advice": data["refined"]})["main"], expected)
@@ -170,7 +183,7 @@ def test_fixed_masks_are_the_baseline(net):
 def test_start_from_the_static_network(tmp_path):
     torch.manual_seed(1)
     static = StaticNet(NETWORK, CLASSES)
-    torch.save(static.state_dict(), tmp_path / training.MODEL)
+    torch.save(static.state_dict(), tmp_path / checkpoints.MODEL)
     artifact = Artifact("static", "x", tmp_path)
     started = replace(task(), start=artifact).build()
     for own, other in (("backbone", "backbone"), ("main", "main"), ("sub", "main"), ("ddnet2", "ddnet")):
@@ -186,25 +199,25 @@ def test_a_cut_off_checkpoint_is_not_taken_for_whole(tmp_path):
     for epoch, size in ((1, 10), (2, 10)):
         folder = tmp_path / "run" / f"checkpoint_{epoch}"
         folder.mkdir(parents=True)
-        (folder / training.STATE).write_bytes(b"x" * size)
+        (folder / worker.STATE).write_bytes(b"x" * size)
         (folder / "meta.json").write_text(f'{{"epoch": {epoch}, "bytes": 10}}')
-    assert training._last_checkpoint(tmp_path)[0] == 2
-    (tmp_path / "run" / "checkpoint_2" / training.STATE).write_bytes(b"x" * 9)
-    assert training._last_checkpoint(tmp_path) == (1, tmp_path / "run" / "checkpoint_1")
+    assert trainer.last_checkpoint(tmp_path)[0] == 2
+    (tmp_path / "run" / "checkpoint_2" / worker.STATE).write_bytes(b"x" * 9)
+    assert trainer.last_checkpoint(tmp_path) == (1, tmp_path / "run" / "checkpoint_1")
     (tmp_path / "run" / "checkpoint_1" / "meta.json").write_text('{"epoch"')
-    assert training._last_checkpoint(tmp_path) == (0, None)
-    assert training._last_checkpoint(Path("/nowhere")) == (0, None)
+    assert trainer.last_checkpoint(tmp_path) == (0, None)
+    assert trainer.last_checkpoint(Path("/nowhere")) == (0, None)
 
 
 def test_learning_rate_schedules():
     cosine, poly = mini().dynamic.train, mini().seeds.classifier
-    assert training.lr_factor(cosine, 0) == 1
-    assert training.lr_factor(cosine, 1) == pytest.approx((1 + np.cos(np.pi / 1.2)) / 2), "the ramp is 1.2 x as long"
-    assert training.lr_factor(replace(poly, schedule="poly"), 0.5) == pytest.approx(0.5**0.9)
+    assert lr_factor(cosine, 0) == 1
+    assert lr_factor(cosine, 1) == pytest.approx((1 + np.cos(np.pi / 1.2)) / 2), "the ramp is 1.2 x as long"
+    assert lr_factor(replace(poly, schedule="poly"), 0.5) == pytest.approx(0.5**0.9)
 
 
 def test_new_layers_learn_faster_and_frozen_ones_not_at_all(net):
-    optimizer = training.optimizer_for(net, mini().dynamic.train)
+    optimizer = optimizer_for(net, mini().dynamic.train)
     backbone, new = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
     assert [group["scale"] for group in optimizer.param_groups] == [1.0, 10.0]
     assert id(net.main.conv1.weight) in new

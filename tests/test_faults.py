@@ -16,18 +16,24 @@ import pytest
 import ray
 from small import ROOT, SMALL, listening, run_job
 
-from ssdd import cluster, config, data, images, seeds, synthetic, training
+from ssdd import cli
+from ssdd.data.drawn_objects import CLASSES
 from ssdd.jobs import job
-from ssdd.session import Session
+from ssdd.objectives.classifier import ClassifierTask
+from ssdd.runtime import cluster, pipelines
+from ssdd.runtime.progress import Mailbox
+from ssdd.runtime.session import Session
+from ssdd.stages import images, weight_import
+from ssdd.training import trainer
 
 FILL = """
 import errno, sys
 from pathlib import Path
 import pyarrow as pa
 import torch
-from ssdd import training
-from ssdd.store import Store, write_text
-from ssdd.tables import cut, open_table, write_table
+from ssdd.nets import checkpoints
+from ssdd.storage.artifacts import Store
+from ssdd.storage.tables import cut, open_table, write_table
 
 schema = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 store = Store(Path(sys.argv[1]))
@@ -38,7 +44,7 @@ def make(count):
     return lambda folder: write_table(folder, cut(ids, 4), schema, rows)
 
 small = store.build("small", {}, make(4))
-for large in (make(40), lambda folder: training.save(torch.zeros(100_000), folder / "model.pt")):
+for large in (make(40), lambda folder: checkpoints.save(torch.zeros(100_000), folder / "model.pt")):
     try:
         store.build("large", {}, large)
     except OSError as error:
@@ -82,7 +88,7 @@ def test_a_damaged_table_ends_a_job_with_a_message(places, tmp_path, monkeypatch
         table = images.run(session, "train").table
         part = table.path / "part-00001.parquet"
         part.write_bytes(part.read_bytes()[:-20])
-        return list(data.infer([table], ["image"], None, None, 4, session.plan))
+        return list(pipelines.infer([table], ["image"], None, None, 4, session.plan))
 
     with pytest.raises(SystemExit) as error:
         job("static", run, None)
@@ -91,14 +97,14 @@ def test_a_damaged_table_ends_a_job_with_a_message(places, tmp_path, monkeypatch
 
 @pytest.mark.ray
 def test_a_local_ray_listens_on_loopback_alone(places, tmp_path):
-    cluster.connect(config.parse([*SMALL, "--workspace", str(tmp_path)]))
+    cluster.connect(cli.parse([*SMALL, "--workspace", str(tmp_path)]))
     with listening() as found:
         pass
     assert {name for name, *_ in found} >= {"gcs_server", "raylet"}
     assert {address for _, _, address, _ in found} == {"127.0.0.1"}
 
     named = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    connect = "from ssdd import cluster, config; print(cluster.connect(config.parse([])).workers)"
+    connect = "from ssdd.runtime import cluster; from ssdd import cli; print(cluster.connect(cli.parse([])).workers)"
     other = subprocess.run([sys.executable, "-c", connect], env=named, capture_output=True, text=True, timeout=120)
     assert other.stdout.strip() == "2", other.stderr
 
@@ -117,7 +123,7 @@ def test_two_workers_of_a_local_ray_meet_on_loopback(places, tmp_path):
 @pytest.mark.ray
 @pytest.mark.minutes
 def test_nobody_gets_into_a_local_ray_without_its_token(places, tmp_path):
-    cluster.connect(config.parse([*SMALL, "--workspace", str(tmp_path)]))
+    cluster.connect(cli.parse([*SMALL, "--workspace", str(tmp_path)]))
     address = ray.get_runtime_context().gcs_address
     enter = f"import ray; ray.init('{address}', logging_level=50); print('inside')"
     guessed = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-that-somebody-guessed"}
@@ -129,7 +135,7 @@ def test_nobody_gets_into_a_local_ray_without_its_token(places, tmp_path):
 
 
 @dataclass(frozen=True)
-class Orphaned(seeds.ClassifierTask):
+class Orphaned(ClassifierTask):
     """Kills the process of its training's controller in its first step, once."""
 
     mark: Path = Path()
@@ -148,18 +154,97 @@ class Orphaned(seeds.ClassifierTask):
 @pytest.mark.minutes
 def test_a_controller_that_is_killed_leaves_no_reservation_and_the_training_goes_on(places, tmp_path, capsys):
     folder, _ = places
-    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(tmp_path)])
+    small = cli.parse([*SMALL, "--data", str(folder), "--workspace", str(tmp_path)])
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with Session(small, "orphaned") as session:
-        table, pretrained = images.run(session, "train").table, seeds.run_backbone(session).path
+        table, pretrained = images.run(session, "train").table, weight_import.backbone(session).path
         train = replace(small.seeds.classifier, batch_size=4)
-        task = Orphaned(small.network, train, 1 + len(synthetic.CLASSES), pretrained, tmp_path / "killed")
-        training.run(session, "orphaned", {}, task, [table])
+        task = Orphaned(small.network, train, 1 + len(CLASSES), pretrained, tmp_path / "killed")
+        trainer.run(session, "orphaned", {}, task, [table])
     assert "[orphaned] interrupted (" in capsys.readouterr().out
     deadline = time.monotonic() + 30
     while ray.available_resources()["CPU"] < 2:
         assert time.monotonic() < deadline, ray.util.placement_group_table()
         time.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Slow(ClassifierTask):
+    """Marks its first step, and takes its time."""
+
+    mark: Path = Path()
+
+    def losses(self, net, batch):
+        self.mark.touch()
+        time.sleep(2)
+        return super().losses(net, batch)
+
+
+class Trial:
+    """As a trial of Ray Tune: a training's driver in a process of its own."""
+
+    def train(self, session, task, table):
+        trainer.run(session, "stopped", {}, task, [table])
+
+
+@pytest.mark.ray
+@pytest.mark.minutes
+def test_a_trial_that_is_stopped_in_mid_training_leaves_no_reservation(places, tmp_path):
+    folder, _ = places
+    small = cli.parse([*SMALL, "--data", str(folder), "--workspace", str(tmp_path)])
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with Session(small, "stopped") as session:
+        table, pretrained = images.run(session, "train").table, weight_import.backbone(session).path
+        train = replace(small.seeds.classifier, batch_size=4, epochs=50)
+        task = Slow(small.network, train, 1 + len(CLASSES), pretrained, tmp_path / "begun")
+        trial = ray.remote(num_cpus=0)(Trial).remote()
+        trial.train.remote(session.for_trial(session.plan, Mailbox()), task, table)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert ray.available_resources()["CPU"] < 2
+        ray.kill(trial)
+        deadline = time.monotonic() + 60
+        while ray.available_resources()["CPU"] < 2:
+            assert time.monotonic() < deadline, ray.util.placement_group_table()
+            time.sleep(0.2)
+
+
+TRAIN = """
+from ssdd.runtime import environment
+import sys
+from small import SMALL
+from ssdd import cli
+from ssdd.runtime import cluster
+from ssdd.runtime.session import Session
+from ssdd.stages import images, seeds
+
+data, workspace, epochs = sys.argv[1:]
+args = [*SMALL, "--data", data, "--workspace", workspace, "--seeds.classifier.epochs", epochs]
+with Session(cli.parse(args), "beside") as session:
+    assert cluster.on_loopback()
+    seeds.run_classifier(session, images.run(session, "train"))
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.minutes
+def test_two_local_rays_train_beside_each_other_and_one_ends_first(places, tmp_path):
+    folder, _ = places
+    options = dict(cwd=ROOT / "tests", env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.PIPE, text=True)
+    options |= dict(stderr=subprocess.STDOUT)
+    commands = [
+        [sys.executable, "-c", TRAIN, folder, tmp_path / name, epochs] for name, epochs in (("a", "2"), ("b", "40"))
+    ]
+    short, long = (subprocess.Popen(list(map(str, command)), **options) for command in commands)
+    out, _ = short.communicate(timeout=200)
+    assert short.returncode == 0, out
+    assert long.poll() is None, "still trains"
+    out, _ = long.communicate(timeout=400)
+    assert long.returncode == 0, out
+    assert "interrupted" not in out
+    assert "[classifier] done" in out
 
 
 @dataclass(frozen=True)
@@ -180,9 +265,9 @@ class Killing:
 def test_a_ray_data_actor_that_is_killed_changes_nothing(places, tmp_path):
     folder, workspace = places
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
-    with Session(config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)]), "killed") as session:
+    with Session(cli.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)]), "killed") as session:
         table = images.run(session, "train").table
-        rows = list(data.infer([table], ["image"], None, Killing(tmp_path / "killed"), 4, session.plan))
+        rows = list(pipelines.infer([table], ["image"], None, Killing(tmp_path / "killed"), 4, session.plan))
     assert (tmp_path / "killed").exists()
     assert sorted((row["image_id"], row["size"]) for row in rows) == sorted(
         (row["image_id"], len(row["image"])) for row in table

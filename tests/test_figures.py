@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 
-from ssdd import figures, maps, voc
+from ssdd.data import codec
+from ssdd.reports import figures
+from ssdd.storage import maps
 
 CLASSES = ("background", "cat", "dog")
 
 
 def mask(*values):
-    return voc.encode_mask(np.array([values], np.uint8))
+    return codec.encode_mask(np.array([values], np.uint8))
 
 
 @pytest.fixture
 def row():
-    image = voc.encode_mask(np.zeros((1, 5), np.uint8))  # any decodable image
+    image = codec.encode_mask(np.zeros((1, 5), np.uint8))  # any decodable image
     d = maps.pack_unit(np.zeros((1, 5), np.float32))
     masks = {"knowledge": mask(0, 0, 0, 0, 0), "advice": mask(1, 0, 1, 2, 1), "refined": mask(1, 1, 0, 0, 0)}
     return {"image_id": "a", "image": image, "truth": mask(1, 1, 1, 1, 255), "d_knowledge": d, "d_advice": d, **masks}

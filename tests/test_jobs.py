@@ -16,13 +16,28 @@ import ray
 import torch
 from small import ROOT, SMALL, listening, run_job
 
-from ssdd import cluster, config, data, images, paths, pool, seeds, synthetic, training, voc
-from ssdd.batch_crf import ActorCRF
-from ssdd.crf import CRFParams
-from ssdd.dynamic import DynamicTask
-from ssdd.session import Session
-from ssdd.store import Artifact
-from ssdd.tables import open_table
+from ssdd import cli
+from ssdd.config import AugmentConfig
+from ssdd.crf import CRFParams, crf_masks
+from ssdd.data import codec, synthetic, voc
+from ssdd.data.drawn_objects import CLASSES
+from ssdd.data.problems import DataError
+from ssdd.data.sampling import Sampling
+from ssdd.nets import checkpoints
+from ssdd.objectives.classifier import ClassifierTask
+from ssdd.objectives.dynamic import DynamicTask
+from ssdd.runtime import cluster
+from ssdd.runtime.actor_crf import ActorCRF
+from ssdd.runtime.crf_pool import CRFPool
+from ssdd.runtime.plan import cpu_nodes_first
+from ssdd.runtime.session import Session
+from ssdd.stages import images
+from ssdd.storage import paths
+from ssdd.storage.artifacts import Artifact
+from ssdd.storage.paths import RemotePath
+from ssdd.storage.tables import open_table
+from ssdd.training import ingest, trainer
+from ssdd.training.ingest import Order
 
 pytestmark = pytest.mark.ray
 
@@ -77,7 +92,7 @@ def test_dynamic_job_ends_with_the_table(places, capsys):
     names = {"train.knowledge", "train.advice", "train.refined", "val.baseline", "val.dynamic", "val.dynamic_crf"}
     assert names <= set(metrics)
     assert all(0 <= metrics[name] <= 100 for name in names)
-    assert set(metrics["per_class"]["val.dynamic"]) == {"background", *synthetic.CLASSES}
+    assert set(metrics["per_class"]["val.dynamic"]) == {"background", *CLASSES}
     out = capsys.readouterr().out
     assert all(name in out for name in names)
     assert not list((workspace / "runs").iterdir()), "finished trainings leave no checkpoints"
@@ -98,6 +113,15 @@ def test_a_changed_bias_refines_again_without_training_again(places):
     run_job("static", *SMALL, *changed, "--data", folder, "--workspace", workspace)
     (new,) = set(artifacts(workspace)) - set(before)
     assert new.startswith("refined-")
+
+
+def test_evaluate_of_a_workspace_that_is_not_there_makes_nothing(tmp_path):
+    with pytest.raises(SystemExit, match=r"evaluate: --workspace .*/typo: nothing was trained there .*give --train to"):
+        run_job("evaluate", "--workspace", tmp_path / "typo")
+    (tmp_path / "file.yaml").write_text(f"workspace: {tmp_path / 'typo'}")
+    with pytest.raises(SystemExit, match=r"evaluate: --workspace .*/typo: nothing was trained there"):
+        run_job("evaluate", "--config", tmp_path / "file.yaml")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_evaluate_job_scores_another_folder(places, tmp_path):
@@ -122,7 +146,7 @@ def test_evaluate_writes_the_archive_of_vocs_test_server(places, tmp_path):
     (predictions,) = [p for p in (workspace / "artifacts").glob("predictions-*") if open_table(p).rows == len(ids)]
     rows = {row["image_id"]: row["dynamic_crf"] for row in open_table(predictions)}
     for name, mask in members.items():
-        np.testing.assert_array_equal(voc.read_mask(mask), voc.read_mask(rows[Path(name).stem]))
+        np.testing.assert_array_equal(codec.read_mask(mask), codec.read_mask(rows[Path(name).stem]))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.tgz"]
 
 
@@ -162,7 +186,7 @@ def test_a_second_round_starts_from_the_first_ones_masks(places, capsys):
     for row in made:
         image = images[row["image_id"]]
         for name in ("knowledge", "advice"):
-            assert set(np.unique(voc.read_mask(row[name]))) <= {0, *image["presence"]}
+            assert set(np.unique(codec.read_mask(row[name]))) <= {0, *image["presence"]}
 
 
 @pytest.fixture
@@ -172,11 +196,11 @@ def two_methods(places, tmp_path):
     for name in ("before", "after"):
         (tmp_path / name).mkdir()
     for image_id in voc.read_split(voc.open_folder(folder), "train"):
-        truth = voc.read_mask(folder / "SegmentationClass" / f"{image_id}.png")
+        truth = codec.read_mask(folder / "SegmentationClass" / f"{image_id}.png")
         after = np.where(truth == 255, 0, truth).astype(np.uint8)
         before = np.where(np.roll(after, 5, axis=1) == after, after, 0).astype(np.uint8)
-        (tmp_path / "after" / f"{image_id}.png").write_bytes(voc.encode_mask(after))
-        (tmp_path / "before" / f"{image_id}.png").write_bytes(voc.encode_mask(before))
+        (tmp_path / "after" / f"{image_id}.png").write_bytes(codec.encode_mask(after))
+        (tmp_path / "before" / f"{image_id}.png").write_bytes(codec.encode_mask(before))
     return "--knowledge", tmp_path / "before", "--advice", tmp_path / "after"
 
 
@@ -202,7 +226,7 @@ def test_static_job_refines_two_folders_of_masks_without_seeds_all_in_a_bucket(
     ids = voc.read_split(voc.open_folder(remote / "data"), "train")
     assert paths.names_in(remote / "out") == sorted(f"{i}.png" for i in ids)
     for image_id in ids:
-        before, after, refined = (voc.read_mask(remote / d / f"{image_id}.png") for d in ("before", "after", "out"))
+        before, after, refined = (codec.read_mask(remote / d / f"{image_id}.png") for d in ("before", "after", "out"))
         assert ((refined == before) | (refined == after)).all()
     run_job("static", *SMALL, *masks[:4], *where)
     out = capsys.readouterr().out
@@ -220,7 +244,7 @@ def test_masks_that_do_not_fit_are_listed_before_anything_is_trained(places, two
     folder, _ = places
     first, second, *_ = voc.read_split(voc.open_folder(folder), "train")
     (tmp_path / "after" / f"{first}.png").unlink()
-    (tmp_path / "after" / f"{second}.png").write_bytes(voc.encode_mask(np.full((3, 3), 200, np.uint8)))
+    (tmp_path / "after" / f"{second}.png").write_bytes(codec.encode_mask(np.full((3, 3), 200, np.uint8)))
     with pytest.raises(SystemExit) as error:
         run_job("static", *SMALL, *two_methods, "--data", folder, "--workspace", tmp_path / "w")
     assert f"{first}.png" in str(error.value)
@@ -233,12 +257,12 @@ def test_broken_images_are_refused_or_with_a_flag_left_out_and_listed(places, tm
     (folder / "JPEGImages" / "train_0001.jpg").write_bytes(
         (folder / "JPEGImages" / "train_0000.jpg").read_bytes()[:-90]
     )
-    (folder / "SegmentationClass" / "train_0004.png").write_bytes(voc.encode_mask(np.full((3, 3), 200, np.uint8)))
+    (folder / "SegmentationClass" / "train_0004.png").write_bytes(codec.encode_mask(np.full((3, 3), 200, np.uint8)))
     args = [*SMALL, "--data", str(folder), "--workspace", str(tmp_path / "w")]
-    with Session(config.parse(args), "refused") as session, pytest.raises(voc.DataError, match="2 problems"):
+    with Session(cli.parse(args), "refused") as session, pytest.raises(DataError, match="2 problems"):
         images.run(session, "train")
     assert not list((tmp_path / "w" / "artifacts").glob("images-*"))
-    with Session(config.parse([*args, "--skip-broken"]), "skipping") as session:
+    with Session(cli.parse([*args, "--skip-broken"]), "skipping") as session:
         found = images.run(session, "train")
         images.run(session, "train")
     assert sorted(row["image_id"] for row in found.table) == [f"train_000{k}" for k in (0, 2, 3, 5)]
@@ -248,7 +272,7 @@ def test_broken_images_are_refused_or_with_a_flag_left_out_and_listed(places, tm
     assert capsys.readouterr().out.count("[images-train] 2 images left out, 4 remain") == 2
     for path in (folder / "JPEGImages").iterdir():
         path.write_bytes(b"")
-    with Session(config.parse([*args, "--skip-broken"]), "nothing") as session, pytest.raises(voc.DataError):
+    with Session(cli.parse([*args, "--skip-broken"]), "nothing") as session, pytest.raises(DataError):
         images.run(session, "train")
 
 
@@ -265,7 +289,7 @@ def test_a_wrong_weight_file_ends_the_job_before_any_work(places, tmp_path, flag
 def test_evaluate_refuses_other_classes(places, tmp_path, capsys):
     _, workspace = places
     other = synthetic.generate(tmp_path / "other", train=1, val=3, seed=7)
-    (other / "classes.txt").write_text("\n".join(reversed(synthetic.CLASSES)))
+    (other / "classes.txt").write_text("\n".join(reversed(CLASSES)))
     with pytest.raises(SystemExit, match="classes"):
         run_job("evaluate", "--workspace", workspace, "--data", other, "--split", "val")
 
@@ -276,14 +300,14 @@ def test_tables_hold_what_they_promise(places):
         {row["image_id"]: row for row in open_table(folder)} for folder in first_round(workspace)[:3]
     )
     for image_id, row in images.items():
-        height, width = voc.read_image(row["image"]).shape[:2]
+        height, width = codec.read_image(row["image"]).shape[:2]
         allowed = {0, *row["presence"]}
         for mask in (made[image_id]["knowledge"], made[image_id]["advice"], refined[image_id]["refined"]):
-            values = voc.read_mask(mask)
+            values = codec.read_mask(mask)
             assert values.shape == (height, width)
             assert set(np.unique(values)) <= allowed
-        knowledge, advice = (voc.read_mask(made[image_id][name]) for name in ("knowledge", "advice"))
-        out = voc.read_mask(refined[image_id]["refined"])
+        knowledge, advice = (codec.read_mask(made[image_id][name]) for name in ("knowledge", "advice"))
+        out = codec.read_mask(refined[image_id]["refined"])
         assert ((out == knowledge) | (out == advice)).all(), "eq. 4 takes each pixel from one of the two masks"
 
 
@@ -303,7 +327,7 @@ def test_mlflow_has_configuration_metrics_over_time_and_pictures(places):
 
 
 @dataclass(frozen=True)
-class FailingTask(seeds.ClassifierTask):
+class FailingTask(ClassifierTask):
     """Its process is killed in its fourth step; the next one's task fails there; the next one loses the bucket."""
 
     folder: Path = Path()
@@ -318,7 +342,7 @@ class FailingTask(seeds.ClassifierTask):
             raise RuntimeError("a fault in the third epoch")
         if self.steps == 2 and (self.folder / "failed").exists() and not (self.folder / "lost").exists():
             (self.folder / "lost").touch()
-            paths.RemotePath.filesystem = property(no_answer)
+            RemotePath.filesystem = property(no_answer)
         return super().losses(net, batch)
 
 
@@ -330,44 +354,44 @@ def test_a_training_through_faults_with_its_checkpoints_in_a_bucket_ends_like_on
     places, remote, tracking, tmp_path, capsys, monkeypatch
 ):
     folder, workspace = places
-    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
+    small = cli.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
     train = replace(small.seeds.classifier, epochs=3, batch_size=4)
     images = open_table(next((workspace / "artifacts").glob("images-train-*")))
     pretrained = next((workspace / "artifacts").glob("backbone-*"))
-    arguments = (small.network, train, 1 + len(synthetic.CLASSES), pretrained)
+    arguments = (small.network, train, 1 + len(CLASSES), pretrained)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     with Session(replace(small, workspace=remote), "faults") as session:
         task = FailingTask(*arguments, tmp_path)
         with pytest.raises(ray.train.TrainingFailedError, match="a fault in the third epoch"):
-            training.run(session, "failing", {"a": 1}, task, [images])
+            trainer.run(session, "failing", {"a": 1}, task, [images])
         out = capsys.readouterr().out
         assert "[failing] interrupted (The actor died" in out
         assert "goes on after epoch 1 of 3" in out
         assert not paths.names_in(remote / "artifacts")
-        resumed = training.run(session, "failing", {"a": 1}, task, [images])
+        resumed = trainer.run(session, "failing", {"a": 1}, task, [images])
         out = capsys.readouterr().out
         assert out.count("goes on after epoch 2 of 3") == 2
         assert re.search(r"interrupted \(s3://.*/epoch-3/state\.pt: AWS Error NETWORK_CONNECTION; check the", out)
-    monkeypatch.setattr(training, "remove", lambda folder: None)
+    monkeypatch.setattr(trainer, "remove", lambda folder: None)
     with Session(small, "no faults") as session:
-        undisturbed = training.run(session, "undisturbed", {"a": 1}, seeds.ClassifierTask(*arguments), [images])
+        undisturbed = trainer.run(session, "undisturbed", {"a": 1}, ClassifierTask(*arguments), [images])
     kept = [path.parent.name for path in workspace.glob("runs/undisturbed-*/*/*/meta.json")]
     assert sorted(kept) == ["epoch-2", "epoch-3"], "one more than the last, should that be damaged"
-    states = [training.read(made.path / training.MODEL) for made in (resumed, undisturbed)]
+    states = [checkpoints.read(made.path / checkpoints.MODEL) for made in (resumed, undisturbed)]
     for name, value in states[1].items():
         torch.testing.assert_close(states[0][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_every_epoch_has_every_image_once(places):
     folder, workspace = places
-    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
+    small = cli.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
     images = open_table(next((workspace / "artifacts").glob("images-train-*")))
-    sampling = data.Sampling((), None, config.AugmentConfig(32, (32, 40)), 1 + len(synthetic.CLASSES))
+    sampling = Sampling((), None, AugmentConfig(32, (32, 40)), 1 + len(CLASSES))
     plan = cluster.connect(small)
 
     def stream(seed, begin):
-        order = data.Order(images.rows, 4, seed)
-        found = data.samples([images], sampling, order, range(begin, 20, 2), plan)
+        order = Order(images.rows, 4, seed)
+        found = ingest.samples([images], sampling, order, range(begin, 20, 2), plan)
         blocks = list(found.iter_batches(batch_size=None, batch_format="numpy"))
         assert {len(block["row"]) for block in blocks} == {2}
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
@@ -380,20 +404,20 @@ def test_every_epoch_has_every_image_once(places):
     assert len({image.tobytes() for image in first["image"]}) == 20, "the second epoch is augmented anew"
     for name in first:
         np.testing.assert_array_equal(late[name], first[name][6:])
-    presence = [data.presence_vector(row["presence"], 1 + len(synthetic.CLASSES)) for row in images]
+    presence = [codec.presence_vector(row["presence"], 1 + len(CLASSES)) for row in images]
     np.testing.assert_array_equal(first["presence"], np.stack(presence)[first["row"]])
 
 
 def test_crf_pool_agrees_with_the_plain_function_and_survives_a_lost_actor(places):
     folder, workspace = places
-    plan = cluster.connect(config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)]))
+    plan = cluster.connect(cli.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)]))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (5, 24, 24, 3), dtype=np.uint8)
     probs = [rng.dirichlet(np.ones(2 + i % 2), (24, 24)).transpose(2, 0, 1).astype(np.float16) for i in range(5)]
     labels = [np.array([0, 3, 5][: len(p)], np.uint8) for p in probs]
     params = CRFParams(iterations=3)
-    expected = pool.refine(images, probs, labels, params)
-    actors = pool.CRFPool(cluster.places(cluster.nodes(), plan.crf_actors, plan.unit), plan.unit)
+    expected = crf_masks(images, probs, labels, params)
+    actors = CRFPool(cpu_nodes_first(cluster.nodes(), plan.crf_actors, plan.unit), plan.unit)
     assert len(actors.actors) == plan.crf_actors
     np.testing.assert_array_equal(actors.request(images, probs, labels, params).masks(), expected)
     ray.kill(actors.actors[0], no_restart=False)
@@ -415,17 +439,17 @@ class KillingCRF(ActorCRF):
 
 def test_a_crf_actor_that_is_lost_in_an_epoch_changes_nothing(places):
     folder, workspace = places
-    small = config.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
+    small = cli.parse([*SMALL, "--data", str(folder), "--workspace", str(workspace)])
     images, _, refined, static_net, undisturbed = first_round(workspace)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with Session(small, "loss") as session:
-        crfs = pool.CRFPool(cluster.places(cluster.nodes(), 2, session.plan.unit), session.plan.unit)
+        crfs = CRFPool(cpu_nodes_first(cluster.nodes(), 2, session.plan.unit), session.plan.unit)
         start = Artifact("static", "", static_net)
         crf = KillingCRF(small.dynamic.crf, crfs)
-        task = DynamicTask(small.network, small.dynamic, 1 + len(synthetic.CLASSES), start, crf)
-        made = training.run(session, "disturbed", {"a": 2}, task, [open_table(images), open_table(refined)])
+        task = DynamicTask(network=small.network, dynamic=small.dynamic, classes=1 + len(CLASSES), start=start, crf=crf)
+        made = trainer.run(session, "disturbed", {"a": 2}, task, [open_table(images), open_table(refined)])
         crfs.close()
-    weights, expected = (torch.load(p / training.MODEL, weights_only=True) for p in (made.path, undisturbed))
+    weights, expected = (torch.load(p / checkpoints.MODEL, weights_only=True) for p in (made.path, undisturbed))
     for name, value in expected.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ssdd import maps
+from ssdd.storage import maps
 
 
 @settings(deadline=None, max_examples=50)

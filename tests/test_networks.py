@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssdd import backbones
-from ssdd.backbones import DilatedDepthwise, Features, WeightsError, build_backbone, load_weights
 from ssdd.config import BackboneConfig, ConfigError, NetworkConfig
-from ssdd.networks import (
+from ssdd.losses import difference_losses
+from ssdd.nets import backbones
+from ssdd.nets.backbones import Backbone, DilatedDepthwise, Features, build_backbone, load_weights
+from ssdd.nets.networks import (
     AffinityNet,
     Classifier,
     DDNet,
@@ -25,14 +26,14 @@ from ssdd.networks import (
     StaticNet,
     seed_size,
 )
-from ssdd.static import difference_losses
+from ssdd.nets.weight_files import WeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 5
 SIDE = 96
 LITE = BackboneConfig("tf_efficientnet_lite0", 16, "random")
-SMALL = NetworkConfig(LITE, head_channels=16, head_dilation=2, upsample=4, ddnet_channels=8)
+SMALL = NetworkConfig(backbone=LITE, head_channels=16, head_dilation=2, upsample=4, ddnet_channels=8)
 MASK = SMALL.mask_size(SIDE)
 
 
@@ -254,7 +255,7 @@ def test_random_layers_are_all_trained():
 
 
 @pytest.fixture(scope="module")
-def resnet38() -> backbones.Backbone:
+def resnet38() -> Backbone:
     with torch.device("meta"):
         return build_backbone(BackboneConfig("resnet38", 8, "random"))
 

@@ -1,5 +1,6 @@
 """Clusters of several nodes, simulated on one machine, each in a process of its own."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -16,19 +17,26 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, ray, torch
 from ray.cluster_utils import Cluster
 from small import SMALL
-from ssdd import cluster, config, data, images, pool, seeds, synthetic, training
-from ssdd.session import Session
-from ssdd.tables import open_table
+from ssdd import cli
+from ssdd.data import synthetic
+from ssdd.nets import checkpoints
+from ssdd.objectives.classifier import ClassifierTask
+from ssdd.runtime import cluster, pipelines
+from ssdd.runtime.crf_pool import CRFPool
+from ssdd.runtime.plan import cpu_nodes_first
+from ssdd.runtime.session import Session
+from ssdd.stages import images, weight_import
+from ssdd.training import ingest, trainer
 
 work = Path(sys.argv[1])
 ray.cloudpickle.register_pickle_by_value(sys.modules["__main__"])
 
 def session(name, **changes):
     args = [*SMALL[4:], "--data", str(work / "data"), "--workspace", str(work / "w")]
-    return Session(replace(config.parse(args), **changes), name)
+    return Session(replace(cli.parse(args), **changes), name)
 
-def classifier_task(s, kind=seeds.ClassifierTask, epochs=3, **more):
-    pretrained = seeds.run_backbone(s)
+def classifier_task(s, kind=ClassifierTask, epochs=3, **more):
+    pretrained = weight_import.backbone(s)
     train = replace(s.config.seeds.classifier, epochs=epochs, batch_size=4)
     return kind(s.config.network, train, 1 + len(synthetic.CLASSES), pretrained.path, **more)
 
@@ -40,7 +48,7 @@ def start(*nodes, **head):
     return made, started
 
 @dataclass(frozen=True)
-class Where(seeds.ClassifierTask):
+class Where(ClassifierTask):
     "Without dropout, which each worker draws for itself; notes its node and its steps."
     folder: Path = Path()
 
@@ -57,7 +65,7 @@ class Where(seeds.ClassifierTask):
         return super().losses(net, batch)
 
 def weights(artifact):
-    return torch.load(artifact.path / training.MODEL, weights_only=True)
+    return torch.load(artifact.path / checkpoints.MODEL, weights_only=True)
 
 synthetic.generate(work / "data", train=10, val=2)
 """
@@ -66,9 +74,9 @@ synthetic.generate(work / "data", train=10, val=2)
 def run(script, folder, timeout=280):
     text = START + textwrap.dedent(script) + "\nray.shutdown()  # before the cluster ends, which objects are in\n"
     command = [sys.executable, "-c", text, str(folder)]
-    done = subprocess.run(
-        command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=timeout, start_new_session=True
-    )
+    # Nodes of a cluster, unlike a local Ray, are to be reached from others: the workers meet as Ray has it.
+    options = dict(cwd=ROOT / "tests", env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"})
+    done = subprocess.run(command, **options, capture_output=True, text=True, timeout=timeout, start_new_session=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     print(done.stdout)
     return done.stdout
@@ -83,11 +91,11 @@ def test_two_workers_on_two_nodes_are_one_and_a_lost_node_changes_nothing(tmp_pa
         (work / "quiet" / "lost").touch()
         with session("one", workers=1) as s:
             table = images.run(s, "train").table
-            one = training.run(s, "one", {"a": 1}, classifier_task(s, Where, folder=work / "quiet"), [table])
+            one = trainer.run(s, "one", {"a": 1}, classifier_task(s, Where, folder=work / "quiet"), [table])
         for path in (work / "quiet").glob("*-*"):
             path.unlink()
         with session("two", workers=2) as s:
-            two = training.run(s, "two", {"a": 2}, classifier_task(s, Where, folder=work / "quiet"), [table])
+            two = trainer.run(s, "two", {"a": 2}, classifier_task(s, Where, folder=work / "quiet"), [table])
         nodes = {p.name.split("-")[0] for p in (work / "quiet").glob("*-*")}
         assert len(nodes) == 2, nodes
         def lose():
@@ -98,7 +106,7 @@ def test_two_workers_on_two_nodes_are_one_and_a_lost_node_changes_nothing(tmp_pa
 
         threading.Thread(target=lose, daemon=True).start()
         with session("three", workers=2) as s:
-            three = training.run(s, "three", {"a": 3}, classifier_task(s, Where, folder=work / "loud"), [table])
+            three = trainer.run(s, "three", {"a": 3}, classifier_task(s, Where, folder=work / "loud"), [table])
         for name, value in weights(one).items():
             for other in (two, three):
                 torch.testing.assert_close(weights(other)[name], value, rtol=1e-3, atol=1e-4)
@@ -117,13 +125,13 @@ def test_crf_and_decoding_go_to_nodes_without_gpus_first(tmp_path):
         ray.init()
         gpu = {n.node_id for n in cluster.nodes() if n.gpus}
         assert len(cluster.nodes()) == 3 and len(gpu) == 1
-        crfs = pool.CRFPool(cluster.places(cluster.nodes(), 4, 1), 1)
+        crfs = CRFPool(cpu_nodes_first(cluster.nodes(), 4, 1), 1)
         where = ray.get([actor.node.remote() for actor in crfs.actors])
         assert len(set(where)) == 2 and not set(where) & gpu, where
         crfs.close()
         while ray.available_resources()["CPU"] < 8:
             time.sleep(0.2)
-        crfs = pool.CRFPool(cluster.places(cluster.nodes(), 6, 1), 1)
+        crfs = CRFPool(cpu_nodes_first(cluster.nodes(), 6, 1), 1)
         where = ray.get([actor.node.remote() for actor in crfs.actors])
         assert sum(node in gpu for node in where) == 2, "the others have no room"
         crfs.close()
@@ -135,15 +143,15 @@ def test_crf_and_decoding_go_to_nodes_without_gpus_first(tmp_path):
             time.sleep(0.5)
             yield pa.Table.from_pylist(here(stream))
 
-        data._read_samples = read
+        ingest._read_samples = read
         with session("decoding") as s:
             table = images.run(s, "train").table
             plan = replace(s.plan, unit=1, data_tasks=3, crf_actors=3)
-            order = data.Order(10, 1, 0, together=1)
-            blocks = data.samples([table], classifier_task(s).sampling, order, range(0, 30), plan)
+            order = ingest.Order(10, 1, 0, together=1)
+            blocks = ingest.samples([table], classifier_task(s).sampling, order, range(0, 30), plan)
             found = {row["node"] for block in blocks.iter_batches(batch_format="pyarrow") for row in block.to_pylist()}
             assert len(found) == 2 and not found & gpu, found
-            found = {row["node"] for row in data.infer([table], ["image"], None, here, 4, plan)}
+            found = {row["node"] for row in pipelines.infer([table], ["image"], None, here, 4, plan)}
             assert found and not found & gpu, found
         print("CPU nodes have CRF and decoding first")
         """,
@@ -168,10 +176,10 @@ def test_where_others_hold_the_nodes_without_gpus_the_rest_is_used(tmp_path):
             (gpu,) = [n.node_id for n in cluster.nodes() if n.gpus]
             assert ray.get(holder.node.remote()) != gpu
             plan = replace(s.plan, unit=1, data_tasks=1, crf_actors=1)
-            order = data.Order(10, 4, 0)
-            blocks = data.samples([table], classifier_task(s).sampling, order, range(0, 20, 2), plan)
+            order = ingest.Order(10, 4, 0)
+            blocks = ingest.samples([table], classifier_task(s).sampling, order, range(0, 20, 2), plan)
             rows = [row["row"] for block in blocks.iter_batches(batch_format="pyarrow") for row in block.to_pylist()]
-            found = list(data.infer([table], ["image"], None, lambda rows: rows, 4, plan))
+            found = list(pipelines.infer([table], ["image"], None, lambda rows: rows, 4, plan))
         print(len(rows), "samples and", len(found), "rows beside a held node")
         """,
         tmp_path,
@@ -186,7 +194,7 @@ def test_a_nearly_full_object_store_slows_and_ends_nothing(tmp_path):
         with session("full") as s:
             held = [ray.put(np.zeros(10 * 2**20, np.uint8)) for _ in range(7)]
             table = images.run(s, "train").table
-            made = training.run(s, "full", {"a": 1}, classifier_task(s), [table])
+            made = trainer.run(s, "full", {"a": 1}, classifier_task(s), [table])
             assert all(torch.isfinite(v).all() for v in weights(made).values())
         print("trained beside", len(held) * 10, "of 80 MiB")
         """,

@@ -11,7 +11,9 @@ import pytest
 import torch
 from small import ROOT, SMALL
 
-from ssdd import paths, synthetic, training
+from ssdd.data import synthetic
+from ssdd.nets import checkpoints
+from ssdd.storage import paths
 
 pytestmark = [pytest.mark.ray, pytest.mark.minutes]
 
@@ -56,7 +58,7 @@ def test_a_job_in_a_bucket_that_is_killed_goes_on_and_ends_like_one_on_a_disk(re
         if isinstance(value, float):
             assert found[name] == pytest.approx(value, abs=0.1), name
     weights, undisturbed = (next(where.glob("artifacts/dynamic-*")) for where in (workspace, tmp_path / "w"))
-    weights, undisturbed = (training.read(where / training.MODEL) for where in (weights, undisturbed))
+    weights, undisturbed = (checkpoints.read(where / checkpoints.MODEL) for where in (weights, undisturbed))
     for name, value in undisturbed.items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
     print("the same network, killed in a bucket and undisturbed on a disk")

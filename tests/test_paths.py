@@ -1,5 +1,8 @@
 """Folders on a disk and in a bucket of a real S3 server do the same."""
 
+import contextlib
+import errno
+import io
 import re
 import shutil
 import sys
@@ -11,11 +14,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ssdd import config, paths, store, synthetic, training, voc
-from ssdd.jobs import own_flag
-from ssdd.paths import ABSENT, RemotePath, to_path
-from ssdd.store import Store, whole, write_text
-from ssdd.tables import DamagedTableError, Table, cut, open_table, read_joined, write_table
+from ssdd import cli
+from ssdd.config import ConfigError
+from ssdd.data import codec, synthetic, voc
+from ssdd.data.problems import DataError
+from ssdd.fields import changed, from_dict, to_dict
+from ssdd.jobs import script_flags
+from ssdd.nets import checkpoints
+from ssdd.presets import changes, mini
+from ssdd.storage import artifacts, paths
+from ssdd.storage.artifacts import Store, whole, write_text
+from ssdd.storage.paths import ABSENT, FilesIn, RemoteError, RemotePath, to_path
+from ssdd.storage.tables import DamagedTableError, Table, cut, open_table, read_joined, write_table
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -51,12 +61,12 @@ def test_what_is_there(filled):
     assert sorted(paths.relative(path, filled) for path in filled.glob("*/*")) == ["b/c.txt", "b/d"]
     assert [path.name for path in filled.glob("b/*.txt")] == ["c.txt"]
     assert list((filled / "none").glob("*")) == []
-    files = paths.FilesIn(b)
+    files = FilesIn(b)
     assert "c.txt" in files.names()
     assert files.stat("c.txt") == paths.stat(b / "c.txt")
     assert files.stat("c.txt").st_size == 2
     assert files.stat("d") == paths.stat(b / "d") == ABSENT, "a folder is no file"
-    assert files.stat("none") == paths.FilesIn(filled / "none").stat("x") == paths.stat(b / "none") == ABSENT
+    assert files.stat("none") == FilesIn(filled / "none").stat("x") == paths.stat(b / "none") == ABSENT
 
 
 def test_parts_of_a_path(root):
@@ -113,10 +123,10 @@ def test_artifacts_are_made_once_and_whole(root, monkeypatch):
     assert not Store(root).identify("thing", {}).path.exists()
     with monkeypatch.context() as patch:  # between the first file and the last
         patch.setattr(paths, "copy", interrupted(paths.copy))
-        patch.setattr(store.os, "rename", interrupted(lambda *both: None))
+        patch.setattr(artifacts.os, "rename", interrupted(lambda *both: None))
         with pytest.raises(KeyboardInterrupt):
             Store(root).build("thing", {}, make)
-    assert not store.is_whole(Store(root).identify("thing", {}))
+    assert not artifacts.is_whole(Store(root).identify("thing", {}))
     artifact = Store(root).build("thing", {}, make)
     assert Store(root).build("thing", {}, broken) == artifact
     assert len(made) == 3
@@ -161,13 +171,13 @@ def test_a_data_set_is_read_alike(data):
         assert (record.image_id, record.presence) == (own.image_id, own.presence)
         assert record.image_path.read_bytes() == own.image_path.read_bytes()
         assert record.mask_path is not None
-        np.testing.assert_array_equal(voc.read_mask(record.mask_path), voc.read_mask(own.mask_path))
+        np.testing.assert_array_equal(codec.read_mask(record.mask_path), codec.read_mask(own.mask_path))
     ids = [record.image_id for record in records]
     masks = drawn.parent / "masks"
     shutil.copytree(drawn / "SegmentationClass", masks)
     for path in masks.iterdir():
-        mask = voc.read_mask(path)
-        path.write_bytes(voc.encode_mask(np.where(mask == 255, 0, mask).astype(np.uint8)))
+        mask = codec.read_mask(path)
+        path.write_bytes(codec.encode_mask(np.where(mask == 255, 0, mask).astype(np.uint8)))
     paths.copy(masks, folder.parent / "masks")
     (found,) = voc.find_masks(voc.open_folder(folder), ids, folder.parent / "masks")
     assert [path.name for path in found] == [f"{image_id}.png" for image_id in ids]
@@ -188,23 +198,23 @@ def test_broken_files_are_named_where_they_are(data):
     _, folder = data
     path = folder / "JPEGImages" / "train_0001.jpg"
     path.write_bytes(path.read_bytes()[:-100])
-    (folder / "SegmentationClass" / "train_0003.png").write_bytes(voc.encode_mask(np.full((3, 3), 200, np.uint8)))
-    with pytest.raises(voc.DataError) as error:
+    (folder / "SegmentationClass" / "train_0003.png").write_bytes(codec.encode_mask(np.full((3, 3), 200, np.uint8)))
+    with pytest.raises(DataError) as error:
         voc.load_records(voc.open_folder(folder), "train")
     assert f"{folder}/JPEGImages/train_0001.jpg: image file is truncated" in str(error.value)
     assert f"{folder}/SegmentationClass/train_0003.png: size 3x3" in str(error.value)
 
 
 def test_a_folder_that_is_not_there(root):
-    with pytest.raises(voc.DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such folder"):
         voc.open_folder(root / "nowhere")
 
 
 def test_a_bucket_that_is_not_there(bucket):
     where = to_path("s3://no-such-bucket/x")
-    with pytest.raises(voc.DataError, match=r"s3://no-such-bucket/x: no such folder"):
+    with pytest.raises(DataError, match=r"s3://no-such-bucket/x: no such folder"):
         voc.open_folder(where)
-    with pytest.raises(paths.RemoteError, match="s3://no-such-bucket/x"):
+    with pytest.raises(RemoteError, match="s3://no-such-bucket/x"):
         paths.make_writable(where)
 
 
@@ -218,16 +228,16 @@ def test_what_does_not_arrive_is_an_error(bucket, tmp_path):
         lambda: paths.copy(tmp_path / "folder", where),
         lambda: Store(where).build("thing", {}, lambda folder: None),
         lambda: write_table(where, cut(["a"], 1), schema, rows),
-        lambda: training.save({"x": torch.zeros(3)}, where / "model.pt"),
+        lambda: checkpoints.save({"x": torch.zeros(3)}, where / "model.pt"),
     ]
     for send in sends:
-        with pytest.raises(paths.RemoteError, match="s3://no-such-bucket/x"):
+        with pytest.raises(RemoteError, match="s3://no-such-bucket/x"):
             send()
 
 
 def test_an_endpoint_that_is_none(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")
-    with pytest.raises(paths.RemoteError, match=r"s3://other/x: .*check the bucket"):
+    with pytest.raises(RemoteError, match=r"s3://other/x: .*check the bucket"):
         to_path("s3://other/x").exists()
 
 
@@ -283,11 +293,11 @@ def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monk
     monkeypatch.setattr(paths, "_file_system", lambda scheme, name: Gone())
     path = to_path("s3://bucket/x")
     questions = [path.is_dir, path.read_bytes, path.unlink, path.remove, lambda: paths.stat(path), path.read_text]
-    questions += [lambda: paths.names_in(path), lambda: paths.FilesIn(path), lambda: list(path.glob("*"))]
-    questions += [lambda: Table(path, (("a",),)).read(0), lambda: training.read(path)]
-    questions += [lambda: voc.read_image(path), lambda: path.write_text("x"), lambda: voc.open_folder(path)]
+    questions += [lambda: paths.names_in(path), lambda: FilesIn(path), lambda: list(path.glob("*"))]
+    questions += [lambda: Table(path, (("a",),)).read(0), lambda: checkpoints.read(path)]
+    questions += [lambda: codec.read_image(path), lambda: path.write_text("x"), lambda: voc.open_folder(path)]
     for question in questions:
-        with pytest.raises(paths.RemoteError, match=r"s3://bucket/x.*: AWS Error NETWORK_CONNECTION; check the bucket"):
+        with pytest.raises(RemoteError, match=r"s3://bucket/x.*: AWS Error NETWORK_CONNECTION; check the bucket"):
             question()
 
 
@@ -309,28 +319,134 @@ def test_urls_that_are_refused(url, message, capsys, monkeypatch):
         to_path(url)
     assert "secret" not in str(error.value)
     with pytest.raises(SystemExit):
-        config.parse(["--data", url])
+        cli.parse(["--data", url])
     shown = capsys.readouterr().err
     assert message in " ".join(shown.replace("\u2502", " ").split())
-    for read in (lambda: config.parse(["--config", url]), lambda: own_flag("--output")):
+    for read in (lambda: cli.parse(["--config", url]), lambda: script_flags(output=dict(type=paths.path_flag))):
         monkeypatch.setattr(sys, "argv", ["job", "--output", url])
         with pytest.raises(SystemExit):
             read()
         shown += capsys.readouterr().err
-    with pytest.raises(config.ConfigError, match=message) as error:
-        config.changed(config.mini(), {"data": url, "seed": 1})
+    with pytest.raises(ConfigError, match=message) as error:
+        changed(mini(), {"data": url, "seed": 1})
     assert "secret" not in shown + str(error.value)
 
 
 def test_a_configuration_with_urls():
-    chosen = config.parse(
+    chosen = cli.parse(
         ["--data", "s3://bucket/voc/", "--workspace", "gs://bucket/w", "--knowledge", "k", "--advice", "a"]
     )
     assert chosen.data == RemotePath("s3", "bucket/voc")
     assert chosen.workspace == RemotePath("gs", "bucket/w")
     assert chosen.knowledge == Path("k")
-    assert config.from_dict(config.to_dict(chosen)) == chosen
-    assert config.changed(config.mini(), config.changes(chosen)).data == chosen.data
-    assert config.changes(chosen)["data"] == "s3://bucket/voc"
+    assert from_dict(to_dict(chosen)) == chosen
+    assert changed(mini(), changes(chosen)).data == chosen.data
+    assert changes(chosen)["data"] == "s3://bucket/voc"
     assert paths.disk_beside(Path("w")) == Path("w")
     assert paths.disk_beside(chosen.workspace) != paths.disk_beside(RemotePath("gs", "other/w"))
+
+
+@pytest.mark.parametrize("size", [0, 100, paths.PIECE, 3 * paths.PIECE + 5])
+def test_a_large_object_is_read_and_copied_in_pieces(remote, tmp_path, size, monkeypatch):
+    data = np.random.default_rng(0).bytes(size)
+    (remote / "x").write_bytes(data)
+    asked = []
+    original = RemotePath.open_ranges
+
+    @contextlib.contextmanager
+    def counting(path):
+        with original(path) as ranges:
+            yield Counting(ranges, asked)
+
+    monkeypatch.setattr(RemotePath, "open_ranges", counting)
+    with (remote / "x").open() as stream:
+        assert stream.read(10) == data[:10]
+        stream.seek(-5, 2) if size > 5 else None
+        assert stream.read() == data[-5:] if size > 5 else True
+    asked.clear()
+    paths.copy(remote / "x", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == data
+    assert max(asked) <= paths.PIECE
+    assert len([n for n in asked if n]) == -(-size // paths.PIECE)
+
+
+class Counting(io.RawIOBase):
+    """A stream that notes how many bytes each of its reads gives."""
+
+    def __init__(self, stream, asked):
+        self.stream, self.asked = stream, asked
+
+    def size(self):
+        return self.stream.size()
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, *where):
+        return self.stream.seek(*where)
+
+    def tell(self):
+        return self.stream.tell()
+
+    def read(self, size=-1):
+        data = self.stream.read() if size < 0 else self.stream.read(size)
+        self.asked.append(len(data))
+        return data
+
+    def readinto(self, buffer):
+        count = self.stream.readinto(buffer)
+        self.asked.append(count)
+        return count
+
+
+def test_a_file_that_is_copied_to_itself_stays(tmp_path):
+    (tmp_path / "x").write_text("as it was")
+    paths.copy(tmp_path / "x", tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "as it was"
+
+
+class Failing(Counting):
+    """A stream whose third read fails."""
+
+    def readinto(self, buffer):
+        if len(self.asked) == 2:
+            raise OSError("AWS Error NETWORK_CONNECTION")  # without a number, as pyarrow's
+        return super().readinto(buffer)
+
+
+def test_a_store_that_fails_in_the_middle_of_a_large_object_is_named(remote, tmp_path, monkeypatch):
+    checkpoints.save({f"w{k}": torch.zeros(2**20) for k in range(8)}, remote / "model.pt")
+    original = RemotePath.open_ranges
+
+    @contextlib.contextmanager
+    def failing(path):
+        with original(path) as ranges, path._asking():
+            yield Failing(ranges, [])
+
+    monkeypatch.setattr(RemotePath, "open_ranges", failing)
+    with pytest.raises(RemoteError, match=r"s3://.*/model\.pt: AWS Error NETWORK_CONNECTION"):
+        checkpoints.read(remote / "model.pt")
+    (tmp_path / "there").write_text("as it was")
+    with pytest.raises(RemoteError, match="NETWORK_CONNECTION"):
+        paths.copy(remote / "model.pt", tmp_path / "there")
+    assert (tmp_path / "there").read_text() == "as it was"
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_full_disk_is_not_the_buckets_fault(remote, tmp_path, monkeypatch):
+    (remote / "x").write_bytes(b"data")
+
+    def full(source, target, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paths.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        paths.copy(remote / "x", tmp_path / "x")
+    assert error.value.errno == errno.ENOSPC
+    (tmp_path / "y").write_bytes(b"data")
+    with pytest.raises(OSError, match="No space left"):
+        paths.copy(tmp_path / "y", remote / "y")
+    assert not (remote / "y").exists(), "half of it"

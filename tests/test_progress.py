@@ -1,12 +1,13 @@
 """What the terminal shows of a stage."""
 
-from ssdd import progress
-from ssdd.progress import Console
+import time
+
+from ssdd.runtime.progress import Console
 
 
 def test_time_to_go_is_extrapolated_from_the_first_report(monkeypatch, capsys):
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     show = Console().stage("cams")
     show(1, 61)
     now += 30

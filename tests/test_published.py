@@ -20,14 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssdd.backbones import WeightsError, build_backbone, load_weights
 from ssdd.config import BackboneConfig, NetworkConfig
-from ssdd.networks import AffinityNet, Classifier, DynamicNet, SegmentationNet, StaticNet
-from ssdd.published import convert, fill, read
+from ssdd.nets.backbones import build_backbone, load_weights
+from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, SegmentationNet, StaticNet
+from ssdd.nets.published import convert, fill
+from ssdd.nets.weight_files import WeightsError, read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PAPER = NetworkConfig(BackboneConfig("resnet38", 8, "random"))
+PAPER = NetworkConfig(backbone=BackboneConfig("resnet38", 8, "random"))
 HEIGHT, WIDTH = 104, 112  # the smallest with a map that the head's reflection padding fits into
 
 Shapes = dict[str, tuple[int, ...]]
@@ -549,10 +550,10 @@ def test_what_is_missing_is_said_with_the_remedy(save, net, files, message):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (NetworkConfig(BackboneConfig("resnet18", 8, "random")), r"--network\.backbone\.name resnet38"),
-        (NetworkConfig(PAPER.backbone, head_norm="group"), r"--network\.head-norm frozen"),
-        (NetworkConfig(PAPER.backbone, head_dilation=6), r"--network\.head-dilation 12"),
-        (NetworkConfig(PAPER.backbone, upsample=4), r"--network\.upsample 2"),
+        (NetworkConfig(backbone=BackboneConfig("resnet18", 8, "random")), r"--network\.backbone\.name resnet38"),
+        (NetworkConfig(backbone=PAPER.backbone, head_norm="group"), r"--network\.head-norm frozen"),
+        (NetworkConfig(backbone=PAPER.backbone, head_dilation=6), r"--network\.head-dilation 12"),
+        (NetworkConfig(backbone=PAPER.backbone, upsample=4), r"--network\.upsample 2"),
     ],
 )
 def test_a_network_that_would_compute_something_else_is_refused(save, network, message):

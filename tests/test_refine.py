@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ssdd import refine, static
+from ssdd import refine
 from ssdd.config import BiasConfig
 
 CLASSES = 4
@@ -84,7 +84,7 @@ def test_module_equals_a_loop(module, bias, background, use_presence):
     gone = loop_vanished(knowledge, advice, presence, 0.5) & use_presence
     _, _, refined = loop_module(d_k, d_a, knowledge, advice, gone, bias, background)
     tensors = map(torch.from_numpy, (d_k, d_a, knowledge, advice, presence))
-    got = static.module(*tensors, BiasConfig(bias, background, use_presence))
+    got = refine.module(*tensors, BiasConfig(bias, background, use_presence))
     np.testing.assert_array_equal(got, refined)
 
 
@@ -181,7 +181,7 @@ def test_module_without_presence_part_lets_a_class_vanish():
     knowledge, advice = row(1, 1, 1, 1), row(0, 0, 0, 0)
     d_knowledge, d_advice = torch.full((1, 1, 4), 0.5), torch.full((1, 1, 4), 0.25)
     with_part, without = (
-        static.module(d_knowledge, d_advice, knowledge, advice, present(1), BiasConfig(0.1, 0.1, presence))
+        refine.module(d_knowledge, d_advice, knowledge, advice, present(1), BiasConfig(0.1, 0.1, presence))
         for presence in (True, False)
     )
     assert torch.equal(with_part, knowledge)  # 0.25 + 0.1 + 0.1 - 1 < 0
@@ -191,6 +191,6 @@ def test_module_without_presence_part_lets_a_class_vanish():
 def test_module_uses_the_vanish_ratio():
     knowledge, advice = row(1, 1, 1, 1), row(1, 1, 1, 0)
     zero = torch.zeros(1, 1, 4)
-    assert torch.equal(static.module(zero, zero, knowledge, advice, present(1), BiasConfig(0.1, 0.1)), advice)
+    assert torch.equal(refine.module(zero, zero, knowledge, advice, present(1), BiasConfig(0.1, 0.1)), advice)
     strict = BiasConfig(0.1, 0.1, vanish_ratio=0.8)
-    assert torch.equal(static.module(zero, zero, knowledge, advice, present(1), strict), knowledge)
+    assert torch.equal(refine.module(zero, zero, knowledge, advice, present(1), strict), knowledge)

@@ -3,9 +3,13 @@
 import copy
 import pickle
 import threading
+from types import SimpleNamespace
 
-from ssdd.config import mini
-from ssdd.session import Session
+import pytest
+
+from ssdd.presets import mini
+from ssdd.runtime.progress import Console
+from ssdd.runtime.session import Session
 
 
 def bare():
@@ -21,10 +25,19 @@ def test_parts_of_a_job_stop_together():
         assert not part.in_trial
 
 
-def test_a_session_can_be_sent_to_a_trial():
+def test_a_session_for_trials_can_be_sent_and_is_stopped_by_nobody():
     session = bare()
-    session.stop.set()
-    sent = pickle.loads(pickle.dumps(session))
+    session.plan, session.console = "of the job", Console()
+    mailbox = SimpleNamespace(actor="an actor")
+    sent = pickle.loads(pickle.dumps(session.for_trial("a trial's", mailbox)))
     assert sent.in_trial
-    assert not sent.stop.is_set()
-    assert sent.config == session.config
+    assert sent.stop is None
+    assert (sent.plan, sent.config) == ("a trial's", session.config)
+    assert sent.console.mailbox.actor == "an actor"
+    assert not session.in_trial
+    assert session.plan == "of the job"
+
+
+def test_a_session_of_the_driver_stays_there():
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pickle.dumps(bare())

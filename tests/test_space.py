@@ -1,12 +1,19 @@
 """Search spaces of sweeps: what their texts mean, and which are refused."""
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssdd import space, sweep, sweep_alpha, sweep_bias, sweep_crf
-from ssdd.config import ConfigError, changes, mini, parse
-from ssdd.space import Range
+from ssdd import jobs
+from ssdd.cli import parse
+from ssdd.config import ConfigError
+from ssdd.presets import changes, mini
+from ssdd.sweeps import base, bias, space
+from ssdd.sweeps.alpha import ALPHA_SWEEP
+from ssdd.sweeps.base import Trial
+from ssdd.sweeps.crf import CRF_SWEEP
+from ssdd.sweeps.space import Range
 
 
 def test_values_have_their_fields_types():
@@ -47,47 +54,47 @@ def test_random_points_lie_in_the_space_and_come_again(seed, count):
 
 
 BAD = [
-    (sweep_crf.KIND, ["crf.bilateral-weigh=1"], "did you mean crf.bilateral_weight"),
-    (sweep_crf.KIND, ["crf.bilateral-weight="], "at least one value"),
-    (sweep_crf.KIND, ["crf.bilateral-weight"], "is no FIELD=VALUES"),
-    (sweep_crf.KIND, ["crf.bilateral-weight=-1,3"], "must not be negative"),
-    (sweep_crf.KIND, ["crf.iterations=2.5"], "not of its field's type"),
-    (sweep_crf.KIND, ["crf.iterations=1,2", "crf.iterations=3"], "second time"),
-    (sweep_crf.KIND, ["seeds.alpha-low=1,2"], "is not what this sweep varies: crf, static"),
-    (sweep_crf.KIND, ["crf.gaussian-weight=1:3"], "a grid needs values"),
-    (sweep_alpha.KIND, ["dynamic.train.epochs=1,2"], "epoch by epoch"),
-    (sweep_alpha.KIND, ["dynamic.alpha=0,1.5"], "must lie in 0..1"),
-    (sweep_alpha.KIND, ["dynamic.train.augment.resize=160,200"], "of several values"),
-    (sweep_alpha.KIND, ["dynamic.alpha=0.7:0.2"], "LOW < HIGH"),
-    (sweep_alpha.KIND, ["dynamic.alpha=0:1:log"], "LOW > 0"),
-    (sweep_alpha.KIND, ["dynamic.target=d1:d2"], "field of numbers"),
-    (sweep_bias.kind("static"), ["static.bias.vanish-ratio=0.1"], "is not what this sweep varies"),
+    (CRF_SWEEP, ["crf.bilateral-weigh=1"], "did you mean crf.bilateral_weight"),
+    (CRF_SWEEP, ["crf.bilateral-weight="], "at least one value"),
+    (CRF_SWEEP, ["crf.bilateral-weight"], "is no FIELD=VALUES"),
+    (CRF_SWEEP, ["crf.bilateral-weight=-1,3"], "must not be negative"),
+    (CRF_SWEEP, ["crf.iterations=2.5"], "not of its field's type"),
+    (CRF_SWEEP, ["crf.iterations=1,2", "crf.iterations=3"], "second time"),
+    (CRF_SWEEP, ["seeds.alpha-low=1,2"], "is not what this sweep varies: crf, static"),
+    (CRF_SWEEP, ["crf.gaussian-weight=1:3"], "a grid needs values"),
+    (ALPHA_SWEEP, ["dynamic.train.epochs=1,2"], "epoch by epoch"),
+    (ALPHA_SWEEP, ["dynamic.alpha=0,1.5"], "must lie in 0..1"),
+    (ALPHA_SWEEP, ["dynamic.train.augment.resize=160,200"], "of several values"),
+    (ALPHA_SWEEP, ["dynamic.alpha=0.7:0.2"], "LOW < HIGH"),
+    (ALPHA_SWEEP, ["dynamic.alpha=0:1:log"], "LOW > 0"),
+    (ALPHA_SWEEP, ["dynamic.target=d1:d2"], "field of numbers"),
+    (bias.bias_sweep("static"), ["static.bias.vanish-ratio=0.1"], "is not what this sweep varies"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "texts", "message"), BAD)
 def test_a_bad_space_is_refused_before_anything_runs(kind, texts, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        sweep.read_config(kind, ["--sweep.space", *texts])
+        jobs.sweep_config(lambda config: kind, ["--sweep.space", *texts])
     assert texts[-1].partition("=")[0] in str(caught.value).replace("_", "-")
 
 
 def test_a_metric_that_no_trial_gives_is_refused():
     with pytest.raises(ConfigError, match=r"val\.dynamic.*train\.refined, train\.advice"):
-        sweep.read_config(sweep_crf.KIND, ["--sweep.metric", "val.dynamic"])
-    assert sweep.read_config(sweep_crf.KIND, []).sweep.metric == "train.refined"
+        jobs.sweep_config(lambda config: CRF_SWEEP, ["--sweep.metric", "val.dynamic"])
+    assert jobs.sweep_config(lambda config: CRF_SWEEP, []).sweep.metric == "train.refined"
 
 
 def test_the_reported_split_is_not_what_trials_are_chosen_by():
     with pytest.raises(ConfigError, match=r"sweep\.split: val is what is reported"):
-        sweep.read_config(sweep_alpha.KIND, ["--sweep.split", "val"])
+        jobs.sweep_config(lambda config: ALPHA_SWEEP, ["--sweep.split", "val"])
 
 
 def test_the_best_configuration_is_read_as_it_is(tmp_path):
     config = parse(["--crf.bilateral-weight", "5", "--evaluate.no-mirror", "--compare.random-seeds", "3", "4"])
     best = space.checked(config, {"dynamic.alpha": 0.25, "static.bias.presence": False})
     path = tmp_path / "best.yaml"
-    path.write_text("# a comment\n" + sweep.yaml.safe_dump(changes(best)))
+    path.write_text("# a comment\n" + yaml.safe_dump(changes(best)))
     assert parse(["--config", str(path)]) == best
     assert parse(["--config", str(path), "--dynamic.alpha", "1"]).dynamic.alpha == 1
     path.write_text("dynamic: {alpha: 0.1}\npreset: photographs\n")
@@ -116,18 +123,18 @@ def test_a_bad_configuration_file_is_named(tmp_path, text, message):
 
 
 def test_optuna_proposes_what_it_does_not_know_yet():
-    config = sweep.read_config(
-        sweep_alpha.KIND,
+    config = jobs.sweep_config(
+        lambda config: ALPHA_SWEEP,
         ["--sweep.search", "optuna", "--sweep.space", "dynamic.alpha=0:1", "dynamic.train.batch-size=2:8"],
     )
-    chosen = sweep.space_of(sweep_alpha.KIND, config)
-    first = sweep._searcher(config, chosen, [])
+    chosen = base.space_of(ALPHA_SWEEP, config)
+    first = base._searcher(config, chosen, [])
     points = [first.suggest(str(k)) for k in range(3)]
     for point in points:
         assert 0 <= point["dynamic.alpha"] <= 1
         assert point["dynamic.train.batch_size"] in range(2, 9)
         space.checked(config, point)
-    kept = [sweep.Trial(point, {"dynamic.iou": float(k)}) for k, point in enumerate(points)]
-    kept.append(sweep.Trial({"dynamic.alpha": 0.5, "dynamic.train.batch_size": 2}, {"dynamic.iou": float("nan")}))
-    again = sweep._searcher(config, chosen, kept)
+    kept = [Trial(point, {"dynamic.iou": float(k)}) for k, point in enumerate(points)]
+    kept.append(Trial({"dynamic.alpha": 0.5, "dynamic.train.batch_size": 2}, {"dynamic.iou": float("nan")}))
+    again = base._searcher(config, chosen, kept)
     assert all(again.suggest(str(k)) not in points for k in range(3))

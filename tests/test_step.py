@@ -13,17 +13,26 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from ssdd import losses, refine
-from ssdd.config import BackboneConfig, NetworkConfig, StepConfig, mini
-from ssdd.dynamic import DynamicTask, FixedTask
-from ssdd.networks import AffinityNet, DynamicNet, StaticNet
-from ssdd.seeds import AffinityTask
-from ssdd.static import StaticTask
-from ssdd.step import Clock, Workers, gradients, in_memory_order
+from ssdd.config import BackboneConfig, NetworkConfig, StepConfig
+from ssdd.nets.networks import AffinityNet, DynamicNet, StaticNet
+from ssdd.objectives.affinity import AffinityTask
+from ssdd.objectives.dynamic import DynamicTask
+from ssdd.objectives.fixed import FixedTask
+from ssdd.objectives.static import StaticTask
+from ssdd.objectives.step import Clock, Workers, gradients, in_memory_order
+from ssdd.objectives.task import Halfway
+from ssdd.presets import mini
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 4
-NETWORK = NetworkConfig(BackboneConfig("tf_efficientnet_lite0", 16, "random"), 16, 2, upsample=4, ddnet_channels=8)
+NETWORK = NetworkConfig(
+    backbone=BackboneConfig("tf_efficientnet_lite0", 16, "random"),
+    head_channels=16,
+    head_dilation=2,
+    upsample=4,
+    ddnet_channels=8,
+)
 SIZE = NETWORK.mask_size(48)
 IMAGES = 8
 
@@ -31,7 +40,7 @@ IMAGES = 8
 class ShiftingCRF:
     """Moves the network's mask of every second image, and counts what waits for it."""
 
-    elsewhere = False
+    runs_on_actors = False
 
     def __init__(self):
         self.open = self.most = 0
@@ -59,14 +68,20 @@ def task_and_net(name, crf=None):
     torch.manual_seed(0)
     if name == "dynamic":
         config = replace(mini().dynamic, bad_ratio=0.9, alpha=0.3)
-        task, net = DynamicTask(NETWORK, config, CLASSES, None, crf or ShiftingCRF()), DynamicNet(NETWORK, CLASSES)
+        task, net = (
+            DynamicTask(network=NETWORK, dynamic=config, classes=CLASSES, start=None, crf=crf or ShiftingCRF()),
+            DynamicNet(NETWORK, CLASSES),
+        )
     elif name == "static":
         task, net = StaticTask(NETWORK, mini().static, CLASSES, None), StaticNet(NETWORK, CLASSES)
     elif name == "affinity":
         seeds = replace(mini().seeds, radius=3)
         task, net = AffinityTask(NETWORK, seeds, CLASSES, None), AffinityNet(NETWORK)
     else:
-        task, net = FixedTask(NETWORK, mini().dynamic.train, CLASSES, None, "refined"), DynamicNet(NETWORK, CLASSES)
+        task, net = (
+            FixedTask(network=NETWORK, train=mini().dynamic.train, classes=CLASSES, start=None, column="refined"),
+            DynamicNet(NETWORK, CLASSES),
+        )
     for layer in net.modules():  # so that d, and with it m^D, differs from pixel to pixel
         if isinstance(layer, nn.Conv2d) and layer.out_channels == 1:
             nn.init.normal_(layer.weight, std=0.5)
@@ -103,11 +118,8 @@ def step(name, batch, parts=1, ahead=None):
 def by_autograd(name, batch):
     task, net = task_and_net(name)
     found = task.losses(net, batch)
-    if not isinstance(found, dict):
-        next(found)
-        with pytest.raises(StopIteration) as end:
-            next(found)
-        found = end.value.value
+    if isinstance(found, Halfway):
+        found = found.finish()
     values = {name: loss.value() for name, loss in found.items()}
     trained = [p for p in net.parameters() if p.requires_grad]
     found = torch.autograd.grad(sum(values.values()), trained, allow_unused=True)
@@ -204,12 +216,12 @@ def test_the_clock_tells_waiting_from_work():
 
 
 def test_sizes_of_parts():
-    assert StepConfig().parts_of(8, elsewhere=True, on_gpu=True) == (2, 4)
-    assert StepConfig().parts_of(8, elsewhere=True, on_gpu=False) == (8, 1)
-    assert StepConfig(parts=4).parts_of(3, elsewhere=True, on_gpu=False) == (1, 4)
-    assert StepConfig(parts=4).parts_of(8, elsewhere=False, on_gpu=True) == (8, 1)
-    assert StepConfig(micro_batch=3).parts_of(8, elsewhere=True, on_gpu=True) == (3, 1)
-    assert StepConfig(micro_batch=3).parts_of(8, elsewhere=False, on_gpu=True) == (3, 0)
+    assert StepConfig().parts_of(8, runs_on_actors=True, on_gpu=True) == (2, 4)
+    assert StepConfig().parts_of(8, runs_on_actors=True, on_gpu=False) == (8, 1)
+    assert StepConfig(parts=4).parts_of(3, runs_on_actors=True, on_gpu=False) == (1, 4)
+    assert StepConfig(parts=4).parts_of(8, runs_on_actors=False, on_gpu=True) == (8, 1)
+    assert StepConfig(micro_batch=3).parts_of(8, runs_on_actors=True, on_gpu=True) == (3, 1)
+    assert StepConfig(micro_batch=3).parts_of(8, runs_on_actors=False, on_gpu=True) == (3, 0)
 
 
 def test_actors_compute_the_crf_where_something_would_be_idle_meanwhile():
@@ -226,3 +238,28 @@ def test_bf16_is_close():
     found = gradients(task, net, batch, workers, Clock(torch.device("cpu")), 8, 1, bf16=True)
     assert found["main"].item() == pytest.approx(by_autograd("fixed", batch)[0]["main"].item(), rel=0.02)
     assert losses.segmentation_counts(batch["refined"]).item() < batch["refined"].numel()
+
+
+class Miscounting(FixedTask):
+    """Its counts are not those of its losses."""
+
+    changes = staticmethod(lambda counts: counts)
+
+    def counts(self, batch):
+        return self.changes(super().counts(batch))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"main": c["main"].repeat(2)}, r"of the loss main has the shape \(2,\), but the loss has \(1,\)"),
+        (lambda c: {"main": c["main"] + 1}, r"of the loss main is \[\d+\], but the loss has \[\d+\]"),
+        (lambda c: {**c, "sub": c["main"]}, r"has sub, which losses\(\) does not give"),
+    ],
+)
+def test_counts_that_are_not_those_of_the_losses_are_refused(change, message):
+    task, net = task_and_net("fixed")
+    wrong = Miscounting(**vars(task))
+    object.__setattr__(wrong, "changes", change)
+    with pytest.raises(ValueError, match=message):
+        gradients(wrong, net, make_batch(), Workers(net), Clock(torch.device("cpu")), 4, 1)

@@ -17,8 +17,11 @@ import mlflow
 import pytest
 from small import ROOT, SMALL, run_job
 
-from ssdd import config, sweep
-from ssdd.tracking import Tracker, TrackingError
+from ssdd import cli
+from ssdd.config import ConfigError
+from ssdd.presets import mini
+from ssdd.runtime.tracking import Tracker, TrackingError
+from ssdd.sweeps import base
 
 pytestmark = pytest.mark.ray
 
@@ -73,7 +76,7 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_
     scores = [t["metrics"]["train.refined"] for t in trials]
     assert scores == sorted(scores, reverse=True)
     assert len({t["metrics"]["train.knowledge"] for t in trials}) == 1, "the knowledge is the same"
-    best = config.parse(["--config", str(folder / "best.yaml")])
+    best = cli.parse(["--config", str(folder / "best.yaml")])
     assert best.crf.bilateral_weight == trials[0]["point"]["crf.bilateral_weight"]
     assert best.seeds.walk_steps == 4, "what the command line changed is in it too"
     assert f"--crf.bilateral-weight {best.crf.bilateral_weight}" in out
@@ -100,7 +103,7 @@ def test_sweep_bias_agrees_with_the_masks_themselves(places, small, capsys):
     folder = newest(workspace, "sweep_bias")
     trials = json.loads((folder / "trials.json").read_text())
     assert len(trials) == 400
-    own = config.parse(small).static.bias
+    own = cli.parse(small).static.bias
     point = {"static.bias.bias": own.bias, "static.bias.background": own.background}
     (at_own,) = [t for t in trials if t["point"] == point]
     run_job("static", *small)
@@ -129,20 +132,20 @@ def test_resuming_what_was_never_begun_is_refused(small):
 
 
 def test_an_earlier_sweep_that_cannot_be_deleted_is_not_mixed_with_the_new_one(small, monkeypatch):
-    monkeypatch.setattr(sweep, "remove", lambda folder: None)
+    monkeypatch.setattr(base, "remove", lambda folder: None)
     tracker = SimpleNamespace(run_id="r", tag=lambda *both: None)
-    chosen = config.parse(small)
+    chosen = cli.parse(small)
     session = SimpleNamespace(config=chosen, workspace=chosen.workspace, tracker=tracker)
-    sweep.open_folder(session, "other")
-    with pytest.raises(config.ConfigError, match=r"other-.*cannot be deleted"):
-        sweep.open_folder(session, "other")
+    base.open_folder(session, "other")
+    with pytest.raises(ConfigError, match=r"other-.*cannot be deleted"):
+        base.open_folder(session, "other")
 
 
 TRIAL = """
 import pickle, sys
 tracker, number = pickle.loads(bytes.fromhex(sys.argv[1])), int(sys.argv[2])
-from ssdd import config
-own = tracker.child(config.mini(), f"trial {number}")
+from ssdd import presets
+own = tracker.child(presets.mini(), f"trial {number}")
 for step in range(30):
     own.metrics({"dynamic.loss.main": 1 / (step + 1), "dynamic.iou": step}, step)
 own.tag("number", str(number))
@@ -160,7 +163,7 @@ def test_several_processes_write_to_one_store_at_once(tmp_path, monkeypatch, ser
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         else:
             monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracker = Tracker(config.mini(), "sweep_alpha", tmp_path)
+        tracker = Tracker(mini(), "sweep_alpha", tmp_path)
         tracker.tag("sweep", "x")
         sent = pickle.dumps(tracker).hex()
         trials = [subprocess.Popen([sys.executable, "-c", TRIAL, sent, str(k)], cwd=ROOT) for k in range(3)]
@@ -202,11 +205,11 @@ def test_a_server_that_goes_away_gets_everything_later(tmp_path, monkeypatch, ca
     server, uri = serve(tmp_path)
     try:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        whole, broken = (Tracker(config.mini(), name, tmp_path / "w") for name in ("whole", "broken"))
+        whole, broken = (Tracker(mini(), name, tmp_path / "w") for name in ("whole", "broken"))
         for tracker in (whole, broken):
             tracker.metrics({"static.loss.base": 1.0}, 1)
         stop(server)
-        part = broken.child(config.mini(), "part")
+        part = broken.child(mini(), "part")
         picture = tmp_path / "picture.txt"
         picture.write_text("a file")
         for tracker in (whole, broken, part):
@@ -219,11 +222,11 @@ def test_a_server_that_goes_away_gets_everything_later(tmp_path, monkeypatch, ca
             tracker.close(failed=False)
         assert caplog.text.count("the next job in this workspace sends") == 2
         with pytest.raises(TrackingError, match=f"{uri} does not answer"):
-            Tracker(config.mini(), "new", tmp_path / "w")
+            Tracker(mini(), "new", tmp_path / "w")
 
         server, _ = serve(tmp_path, int(uri.rpartition(":")[2]))
         whole.close(failed=False)
-        Tracker(config.mini(), "next", tmp_path / "w").close(failed=False)
+        Tracker(mini(), "next", tmp_path / "w").close(failed=False)
         assert caplog.text.count("sent to MLflow what an earlier job kept") == 2
         assert not list((tmp_path / "w" / "unsent").iterdir())
         client = mlflow.MlflowClient(uri)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdd import synthetic, voc
+from ssdd.data import drawn_scenes, synthetic, voc
+from ssdd.data.drawn_objects import CLASSES, KINDS, Look
 
 SIZE = (80, 64)
 COUNTS = {"train": 6, "val": 3}
@@ -57,7 +58,7 @@ def test_pictures_do_not_depend_on_how_many_are_drawn(root, tmp_path):
 
 
 def test_splits_differ():
-    one, two = (synthetic.render(0, split, 0, SIZE)[0] for split in synthetic.SPLITS)
+    one, two = (drawn_scenes.render(0, split, 0, SIZE)[0] for split in drawn_scenes.SPLITS)
     assert (one != two).any()
 
 
@@ -65,7 +66,7 @@ def test_layout(root):
     assert names(root) == [f"{split}_{i:04d}" for split, count in COUNTS.items() for i in range(count)]
     assert {path.stem for path in (root / "JPEGImages").glob("*.jpg")} == set(names(root))
     assert {path.stem for path in (root / "SegmentationClass").glob("*.png")} == set(names(root))
-    assert (root / "classes.txt").read_text().split() == list(synthetic.CLASSES)
+    assert (root / "classes.txt").read_text().split() == list(CLASSES)
     for name in names(root):
         picture = Image.open(root / "JPEGImages" / f"{name}.jpg")
         mask = Image.open(root / "SegmentationClass" / f"{name}.png")
@@ -82,41 +83,41 @@ def test_labels_are_the_classes_in_the_masks(root):
     labels = dict(row.split(",") for row in rows)
     assert list(labels) == names(root)
     for name, classes in labels.items():
-        present = [i for i in np.unique(mask_of(root, name)) if i not in (0, synthetic.IGNORE)]
+        present = [i for i in np.unique(mask_of(root, name)) if i not in (0, drawn_scenes.IGNORE)]
         assert present
-        assert classes.split(";") == [synthetic.CLASSES[i - 1] for i in present]
+        assert classes.split(";") == [CLASSES[i - 1] for i in present]
 
 
 def test_masks_hold_legal_values_and_thin_borders(root):
-    legal = [*range(len(synthetic.CLASSES) + 1), synthetic.IGNORE]
+    legal = [*range(len(CLASSES) + 1), drawn_scenes.IGNORE]
     for name in names(root):
         mask = mask_of(root, name)
         assert np.isin(mask, legal).all()
         assert (mask == 0).any()
-        assert 0 < (mask == synthetic.IGNORE).mean() < 0.2
+        assert 0 < (mask == drawn_scenes.IGNORE).mean() < 0.2
 
 
 def test_objects_never_touch_the_background_without_a_border():
-    _, mask = synthetic.render(0, "train", 0, SIZE)
+    _, mask = drawn_scenes.render(0, "train", 0, SIZE)
     for one, two in ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1])):
-        apart = (one == two) | (one == synthetic.IGNORE) | (two == synthetic.IGNORE)
+        apart = (one == two) | (one == drawn_scenes.IGNORE) | (two == drawn_scenes.IGNORE)
         assert apart.all()
 
 
 def test_every_class_is_drawn():
-    masks = [synthetic.render(0, "train", i, SIZE)[1] for i in range(40)]
+    masks = [drawn_scenes.render(0, "train", i, SIZE)[1] for i in range(40)]
     counts = np.bincount(np.concatenate([np.unique(mask) for mask in masks]), minlength=256)
-    assert (counts[1 : len(synthetic.CLASSES) + 1] >= 3).all()
-    covered = np.mean([(mask > 0) & (mask < synthetic.IGNORE) for mask in masks])
+    assert (counts[1 : len(CLASSES) + 1] >= 3).all()
+    covered = np.mean([(mask > 0) & (mask < drawn_scenes.IGNORE) for mask in masks])
     assert 0.1 < covered < 0.4
 
 
-@pytest.mark.parametrize("name", synthetic.CLASSES)
+@pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("seed", range(3))
 def test_shapes_stay_within_the_local_frame(name, seed):
     rng = np.random.default_rng(seed)
-    kind = synthetic.KINDS[name]
-    look = synthetic.Look.draw(rng, np.array([120, 90, 60], np.float32))
+    kind = KINDS[name]
+    look = Look.draw(rng, np.array([120, 90, 60], np.float32))
     for part in kind.draw(rng, look):
         assert part.outline.ndim == 2
         assert part.outline.shape[1] == 2
@@ -127,7 +128,7 @@ def test_complete_folder_is_returned_untouched(root, monkeypatch):
     def refuse(*args):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(synthetic, "render", refuse)
+    monkeypatch.setattr(drawn_scenes, "render", refuse)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert draw(root) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
@@ -148,14 +149,14 @@ def test_folder_remembers_its_parameters(root):
 
 
 def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    render = synthetic.render
+    render = drawn_scenes.render
 
     def interrupted(seed, split, index, size):
         if (split, index) == ("train", 3):
             raise KeyboardInterrupt
         return render(seed, split, index, size)
 
-    monkeypatch.setattr(synthetic, "render", interrupted)
+    monkeypatch.setattr(drawn_scenes, "render", interrupted)
     with pytest.raises(KeyboardInterrupt):
         draw(tmp_path / "voc")
     assert list(tmp_path.iterdir()) == []

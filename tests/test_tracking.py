@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib.figure
 import pytest
 
-from ssdd.config import mini
-from ssdd.paths import to_path
-from ssdd.tracking import Tracker, TrackingError
+from ssdd.presets import mini
+from ssdd.runtime.tracking import Tracker, TrackingError
+from ssdd.storage.paths import to_path
 
 
 @pytest.fixture(params=["workspace", "MLFLOW_TRACKING_URI"])

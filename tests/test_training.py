@@ -1,25 +1,32 @@
 """What a training refuses; the loop itself runs in test_jobs.py, its step in test_step.py."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
 
-from ssdd import cluster, training
-from ssdd.config import mini
-from ssdd.paths import RemoteError
-from ssdd.weight_files import WeightsError
+from ssdd.nets import checkpoints
+from ssdd.nets.weight_files import WeightsError
+from ssdd.presets import mini
+from ssdd.runtime import cluster
+from ssdd.stages import weight_import
+from ssdd.storage.paths import RemoteError
+from ssdd.storage.tables import cut, write_table
+from ssdd.training import trainer, worker
+from ssdd.training.ingest import Order
 
 
 def test_published_weights_are_refused_for_other_classes():
     with pytest.raises(WeightsError, match=r"seg\.pth: the published weights know VOC's 20 classes.*cat, dog"):
-        training.convert(None, "dynamic", (Path("seg.pth"),), mini().network, ("background", "cat", "dog"), None)
+        weight_import.convert(None, "dynamic", (Path("seg.pth"),), mini().network, ("background", "cat", "dog"), None)
 
 
 @pytest.fixture
 def fit(monkeypatch, tmp_path, one_thread):
-    """Runs `_fit` of two epochs over a list of what happens in turn: an error, or the epochs that are done."""
+    """Runs a training of two epochs over a list of what happens in turn: an error, or the epochs that are done."""
 
     def run(events):
         waited, events = [], list(events)
@@ -30,17 +37,18 @@ def fit(monkeypatch, tmp_path, one_thread):
                 raise event
             return event, tmp_path if event else None
 
-        training.save({"net": {"x": torch.ones(2)}}, tmp_path / training.STATE)
-        monkeypatch.setattr(training, "_last_checkpoint", last_checkpoint)
-        monkeypatch.setattr(training, "_attempt", lambda *args: None)
-        monkeypatch.setattr(training.time, "sleep", waited.append)
+        checkpoints.save({"net": {"x": torch.ones(2)}}, tmp_path / worker.STATE)
+        monkeypatch.setattr(trainer, "last_checkpoint", last_checkpoint)
+        monkeypatch.setattr(trainer._Training, "_attempt", lambda *args: None)
+        monkeypatch.setattr(trainer.time, "sleep", waited.append)
         monkeypatch.setattr(cluster, "remaining", lambda plan: plan)
         console = SimpleNamespace(line=lambda text: None)
         session = SimpleNamespace(plan=SimpleNamespace(workers=1), console=console)
         task = SimpleNamespace(train=SimpleNamespace(epochs=2))
         (tmp_path / "made").mkdir()
-        training._fit(session, "net", tmp_path, task, [], tmp_path / "made", None)
-        assert training.read(tmp_path / "made" / training.MODEL)["x"].tolist() == [1, 1]
+        training = trainer._Training(session=session, name="net", runs=tmp_path, task=task, joined=[], validate=None)
+        training.fit(tmp_path / "made")
+        assert checkpoints.read(tmp_path / "made" / checkpoints.MODEL)["x"].tolist() == [1, 1]
         assert events == []
         return waited
 
@@ -60,3 +68,54 @@ def test_an_object_store_that_stays_away_ends_the_training_with_its_own_message(
 def test_every_finished_epoch_gives_new_patience(fit):
     away = RemoteError("s3://x: away")
     assert fit([0, away, 0, away, 1, away, 1, 2, 2]) == [5, 20, 5]
+
+
+@pytest.fixture
+def loop(tmp_path):
+    """Two epochs of ten images in steps of four: eight images an epoch."""
+    schema = pa.schema([("image_id", pa.string())])
+    ids = [f"i{k}" for k in range(10)]
+    table = write_table(tmp_path, cut(ids, 4), schema, ({"image_id": i} for i in ids))
+    task = SimpleNamespace(train=SimpleNamespace(epochs=2))
+    nothing = dict(step=None, checkpoints=None, resume=None, mailbox=None, validate=None, threads=1, name="net")
+    order = Order(10, 4, 0)
+    return worker.Loop(task=task, order=order, table=table.path, images=4, steps=2, first_epoch=0, **nothing)
+
+
+def rows_of(loop, rank, workers, step):
+    """As the order says, by hand: the images of a step in pieces, one for each worker."""
+    stream = [row for _, row in loop.order.rows(0, 16)]
+    share = 4 // workers
+    return torch.tensor(stream[4 * step + rank * share :][:share])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_a_worker_knows_its_samples_before_they_come(loop, workers):
+    for rank in range(workers):
+        checks = worker._Checks(loop, rank, workers)
+        for step in range(4):
+            checks.add(step + 1, {"a": torch.tensor(1.0)}, rows_of(loop, rank, workers, step))
+        checks.run()
+        assert checks.steps == []
+    late = list(worker._expected_rows(replace(loop, first_epoch=1), 0, workers))
+    assert late == [rows_of(loop, 0, workers, step).tolist() for step in (2, 3)]
+
+
+def test_other_samples_than_expected_end_the_training(loop):
+    checks = worker._Checks(loop, 1, 2)
+    checks.add(1, {"a": torch.tensor(1.0)}, rows_of(loop, 1, 2, 0))
+    checks.run()
+    wrong, right = rows_of(loop, 0, 2, 1), rows_of(loop, 1, 2, 1)
+    checks.add(2, {"a": torch.tensor(1.0)}, wrong)
+    names = [", ".join(f"i{row}" for row in rows.tolist()) for rows in (wrong, right)]
+    with pytest.raises(worker.OrderError, match=f"at step 2 worker 1 got the images {names[0]} instead of {names[1]}"):
+        checks.run()
+
+
+def test_a_loss_that_is_no_number_is_named_with_its_images(loop):
+    checks = worker._Checks(loop, 0, 1)
+    rows = rows_of(loop, 0, 1, 0)
+    checks.add(1, {"a": torch.tensor(1.0), "b": torch.tensor(float("nan"))}, rows)
+    with pytest.raises(worker.DivergedError, match=r"loss\.b is nan at step 1") as error:
+        checks.run()
+    assert error.value.images == tuple(f"i{row}" for row in rows.tolist())

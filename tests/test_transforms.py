@@ -6,7 +6,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ssdd.config import AugmentConfig
-from ssdd.transforms import IGNORE, augment, augmentation, square
+from ssdd.data.transforms import IGNORE, augment, augmentation, square
 
 JITTER = (0.3, 0.3, 0.3, 0.1)
 NONE = (0.0, 0.0, 0.0, 0.0)

@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from ssdd.voc import (
-    VOC_CLASSES,
-    DataError,
-    encode_mask,
-    find_masks,
-    fingerprint,
-    load_records,
-    open_folder,
-    read_image,
-    read_mask,
-    read_split,
-    stats,
-    voc_palette,
-)
+from ssdd.data.codec import encode_mask, read_image, read_mask, voc_palette
+from ssdd.data.problems import DataError
+from ssdd.data.voc import VOC_CLASSES, find_masks, fingerprint, load_records, open_folder, read_split, stats
 
 WIDTH, HEIGHT = 8, 6
 REAL = Path(__file__).parents[2] / "shared" / "voc"

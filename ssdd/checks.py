@@ -1,0 +1,114 @@
+"""Which configurations cannot work: each is refused with its fields and the remedy, before anything runs."""
+
+from pathlib import Path
+
+from ssdd.config import Config, ConfigError
+
+
+def validate(config: Config) -> None:
+    """Refuse values that cannot work, before anything runs. Raises ConfigError that names each field."""
+    problems = []
+
+    def check(ok: bool, field_name: str, remedy: str) -> None:
+        if not ok:
+            problems.append(f"--{field_name.replace('_', '-')}: {remedy}")
+
+    trainings = {
+        "seeds.classifier": config.seeds.classifier,
+        "seeds.affinity": config.seeds.affinity,
+        "static.train": config.static.train,
+        "dynamic.train": config.dynamic.train,
+    }
+    for name, train in trainings.items():
+        check(train.epochs >= 1, f"{name}.epochs", "must be at least 1")
+        check(train.batch_size >= 1, f"{name}.batch-size", "must be at least 1")
+        check(train.lr > 0, f"{name}.lr", "must be positive")
+        check(train.new_layers_lr > 0, f"{name}.new-layers-lr", "must be positive")
+        check(0 <= train.momentum < 1, f"{name}.momentum", "must lie in 0..1, below 1")
+        check(train.weight_decay >= 0, f"{name}.weight-decay", "must not be negative")
+        check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
+        low, high = train.augment.resize
+        check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
+        if not name.startswith("seeds"):
+            check(
+                low >= train.augment.crop, f"{name}.augment.resize", "must not be below the crop: masks have no padding"
+            )
+        hue = train.augment.jitter[3]
+        check(min(train.augment.jitter) >= 0 and hue <= 0.5, f"{name}.augment.jitter", "must be >= 0, the hue <= 0.5")
+    for name, crf in (("crf", config.crf), ("seeds.crf", config.seeds.crf), ("dynamic.crf", config.dynamic.crf)):
+        check(crf.iterations >= 1, f"{name}.iterations", "must be at least 1")
+        for kernel in ("gaussian_weight", "bilateral_weight"):
+            check(getattr(crf, kernel) >= 0, f"{name}.{kernel}", "must not be negative")
+        for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
+            check(getattr(crf, width) > 0, f"{name}.{width}", "must be positive")
+    for name, weights in weight_files(config):
+        check(weights.expanduser().is_file(), name, f"{weights}: no such file")
+    stride = config.network.backbone.output_stride
+    check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
+    check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
+    stride = max(1, stride)
+    check(config.network.head_dilation >= 1, "network.head-dilation", "must be at least 1")
+    # Reflection padding must be smaller than the map that it pads.
+    for name, side in (
+        ("static.train.augment.crop", config.static.train.augment.crop),
+        ("dynamic.train.augment.crop", config.dynamic.train.augment.crop),
+        ("static.size", config.static.size),
+        ("evaluate.size", int(config.evaluate.size * min(config.evaluate.scales or (1.0,)))),
+    ):
+        check(
+            -(-side // stride) > config.network.head_dilation,
+            name,
+            f"{side} pixels at stride {stride} is too small for --network.head-dilation {config.network.head_dilation}",
+        )
+    for name, scales in (("evaluate.scales", config.evaluate.scales), ("seeds.cam-scales", config.seeds.cam_scales)):
+        check(bool(scales) and min(scales) > 0, name, "needs at least one scale, all of them positive")
+    for name, size in (("head-channels", config.network.head_channels), ("upsample", config.network.upsample)):
+        check(size >= 1, f"network.{name}", "must be at least 1")
+    check(config.network.ddnet_channels >= 4, "network.ddnet-channels", "must be at least 4")
+    check(config.seeds.cam_size >= 32, "seeds.cam-size", "must be at least 32 pixels")
+    for name in ("alpha_low", "alpha_high", "alpha_walk", "beta"):
+        check(getattr(config.seeds, name) > 0, f"seeds.{name}", "must be positive")
+    check(config.seeds.radius >= 2, "seeds.radius", "must be at least 2")
+    check(config.seeds.walk_steps >= 0, "seeds.walk-steps", "must not be negative")
+    check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")
+    check(config.evaluate.panels >= 0, "evaluate.panels", "must not be negative")
+    check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
+    for name, ratio in (("static", config.static.bad_ratio), ("dynamic", config.dynamic.bad_ratio)):
+        check(0 <= ratio <= 1, f"{name}.bad-ratio", "must lie in 0..1 (0: no image is left out)")
+    check(config.evaluate.sharpen >= 0, "evaluate.sharpen", "must not be negative")
+    check(config.rounds >= 1, "rounds", "must be at least 1")
+    further = config.rounds == 1 or not config.dynamic.weights
+    check(further, "rounds", "a further round trains the dynamic stage: leave --dynamic.weights out")
+    check(config.seed >= 0, "seed", "must not be negative")
+    repeats = config.compare.random_seeds
+    check(min(repeats, default=0) >= 0, "compare.random-seeds", "must not be negative")
+    check(bool(repeats), "compare.random-seeds", "needs at least one seed")
+    check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
+    check(bool(config.compare.rows), "compare.rows", "needs at least one row")
+    check(config.sweep.trials >= 1, "sweep.trials", "must be at least 1")
+    check(config.sweep.images >= 1, "sweep.images", "must be at least 1")
+    check(config.sweep.parallel is None or config.sweep.parallel >= 1, "sweep.parallel", "must be at least 1")
+    check(0 < config.sweep.gpu <= 1, "sweep.gpu", "must lie in 0..1, above 0")
+    own = config.sweep.split != config.split
+    check(own, "sweep.split", f"{config.split} is what is reported (--split): choose by another image list")
+    check(config.step.parts is None or config.step.parts >= 1, "step.parts", "must be at least 1")
+    check(config.step.micro_batch is None or config.step.micro_batch >= 1, "step.micro-batch", "must be at least 1")
+    both = (config.knowledge is None) == (config.advice is None)
+    check(both, "knowledge" if config.knowledge is None else "advice", "is needed too: give both folders, or neither")
+    check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
+    check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")
+    check(config.part_size >= 1, "part-size", "must be at least 1")
+    check(config.inference_batch >= 1, "inference-batch", "must be at least 1")
+    if problems:
+        raise ConfigError("the configuration cannot work:\n  " + "\n  ".join(problems))
+
+
+def weight_files(config: Config) -> list[tuple[str, Path]]:
+    """The published files that a configuration names, each with its field."""
+    named = [
+        ("seeds.classifier_weights", config.seeds.classifier_weights),
+        ("seeds.affinity_weights", config.seeds.affinity_weights),
+        *(("static.weights", path) for path in config.static.weights),
+        *(("dynamic.weights", path) for path in config.dynamic.weights),
+    ]
+    return [(name, path) for name, path in named if path is not None]

@@ -1,0 +1,80 @@
+"""Command lines and YAML files as a configuration, by tyro."""
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+import tyro
+import yaml
+
+from ssdd.checks import validate
+from ssdd.config import Config, ConfigError
+from ssdd.fields import changed, flatten
+from ssdd.presets import PRESETS
+from ssdd.storage.paths import AnyPath, RemotePath, path_flag, to_path
+
+
+def parse(args: list[str] | None = None, description: str | None = None) -> Config:
+    """The configuration that a command line asks for: `--preset` chooses the defaults, every other flag changes one.
+
+    `--config FILE` (see `presets.changes`) changes fields before the flags do.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=PRESETS)
+    first.add_argument("--config", type=path_flag)
+    known, _ = first.parse_known_args(args)
+    rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    rest.add_argument("--config")
+    _, flags = rest.parse_known_args(args)
+    if known.config is None:
+        return override(PRESETS[known.preset or "mini"](), flags, description)
+    fields = _read(known.config)
+    preset = known.preset or fields.pop("preset", "mini")
+    if preset not in PRESETS:
+        raise ConfigError(f"{known.config}: preset {preset!r} is none of {', '.join(PRESETS)}")
+    try:
+        default = changed(PRESETS[preset](), fields | {"preset": preset})
+    except ConfigError as error:
+        raise ConfigError(f"{known.config}: {error}") from error
+    return override(default, flags, description)
+
+
+def override(default: Config, args: list[str] | None = None, description: str | None = None) -> Config:
+    """`default` with the fields that a command line names changed, checked.
+
+    Raises:
+        SystemExit: the command line does not parse (a message was printed).
+        ConfigError: values that cannot work, see `validate`.
+    """
+    config = tyro.cli(Config, args=args, default=default, description=description, registry=_TYPES)
+    validate(config)
+    return config
+
+
+def _read(path: AnyPath) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: is no YAML: {error}") from error
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise ConfigError(f"--config {path}: must hold fields and values, `dynamic.alpha: 0.5` say")
+    return flatten(fields)
+
+
+_TYPES = tyro.constructors.ConstructorRegistry()
+
+
+@_TYPES.primitive_rule
+def _folder(field: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads a field that takes a path of a disk or an object store, or None."""
+    if set(get_args(field.type)) != {Path, RemotePath, type(None)}:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}|DIR|s3://BUCKET/KEY",
+        instance_from_str=lambda args: None if args[0] == "None" else to_path(args[0]),
+        is_instance=lambda value: value is None or isinstance(value, AnyPath),
+        str_from_instance=lambda value: [str(value)],
+    )

@@ -1,0 +1,210 @@
+"""What stands on a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdd.config import NetworkConfig
+from ssdd.nets.backbones import Backbone, build_backbone, freeze_batchnorm
+
+
+class _FrozenNorm(nn.Module):
+    """A network whose batch norms are frozen wherever they are, as in the published code."""
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        freeze_batchnorm(self)
+        return self
+
+
+class SegmentationHead(_FrozenNorm):
+    """Two dilated 3x3 convolutions with reflection padding, then bilinear upsampling of scores and features."""
+
+    def __init__(self, inner: int, classes: int, config: NetworkConfig):
+        super().__init__()
+        self.upsample = config.upsample
+        self.dilation = config.head_dilation
+        self.conv1 = nn.Conv2d(inner, config.head_channels, 3, dilation=self.dilation)
+        self.norm: nn.Module = nn.BatchNorm2d(config.head_channels, eps=1e-3)
+        if config.head_norm == "group":
+            self.norm = nn.GroupNorm(math.gcd(32, config.head_channels), config.head_channels)
+        self.conv2 = nn.Conv2d(config.head_channels, classes, 3, dilation=self.dilation)
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        nn.init.zeros_(self.conv1.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.conv2.weight, std=0.01)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
+        hidden, logits = self._maps(x)
+        return _upsampled(logits, self.upsample), _upsampled(hidden, self.upsample)
+
+    def scores(self, x: Tensor, upsample: int) -> Tensor:
+        """X (N, C, h, w) -> logits alone, at any resolution: (N, classes, upsample * h, upsample * w)."""
+        return _upsampled(self._maps(x)[1], upsample)
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu(self.norm(self.conv1(_reflect(x, self.dilation))))
+        return hidden, self.conv2(_reflect(hidden, self.dilation))
+
+
+class Classifier(nn.Module):
+    """PSA's classifier: a 1x1 convolution without bias on the high-level features, averaged over the image."""
+
+    def __init__(self, config: NetworkConfig, foreground_classes: int):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        self.dropout = nn.Dropout2d(0.5)
+        self.fc = nn.Conv2d(self.backbone.level_channels[-1], foreground_classes, 1, bias=False)
+        nn.init.normal_(self.fc.weight, std=0.01)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, H, W) -> logits (N, K)."""
+        return self.fc(self.dropout(self.backbone(images).high)).mean((2, 3))
+
+    def cam(self, images: Tensor) -> Tensor:
+        """Class activation maps after ReLU, (N, K, h, w)."""
+        return F.relu(self.fc(self.backbone(images).high))
+
+
+def seed_size(side: int) -> int:
+    """Side of CAMs, affinities and knowledge maps for a square input: PSA's stride 8, whatever the backbone's."""
+    return -(-side // 8)
+
+
+class AffinityNet(nn.Module):
+    """PSA's AffinityNet: three feature levels to 64, 128 and 256 of 448 channels, at stride 8."""
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.backbone = build_backbone(config.backbone)
+        widths = (64, 128, 256)
+        self.reduce = nn.ModuleList(
+            nn.Conv2d(c, w, 1, bias=False) for c, w in zip(self.backbone.level_channels, widths, strict=True)
+        )
+        self.fuse = nn.Conv2d(sum(widths), sum(widths), 1, bias=False)
+        for conv in [*self.reduce, self.fuse]:
+            nn.init.xavier_uniform_(conv.weight, gain=4 if conv is self.fuse else 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 images (N, 3, H, W) -> features (N, 448, H/8, W/8), see `affinity.pair_affinity`."""
+        size = [seed_size(side) for side in images.shape[-2:]]
+        levels = self.backbone(images).levels
+        reduced = [F.elu(conv(x)) for conv, x in zip(self.reduce, levels, strict=True)]
+        return F.elu(self.fuse(torch.cat([_resized(x, size) for x in reduced], 1)))
+
+
+class DDNet(_FrozenNorm):
+    """The difference detection network of Fig. 2: three convolutions and one residual block.
+
+    `features` is computed once for both masks of a module; then each mask gives one map of logits of the
+    probability d that the mapping changes a pixel.
+    """
+
+    def __init__(self, low_channels: int, classes: int, config: NetworkConfig):
+        super().__init__()
+        width, self.classes = config.ddnet_channels, classes
+        self.conv_features = nn.Conv2d(low_channels + config.head_channels, width, 3, bias=False)
+        self.norm_features = nn.BatchNorm2d(width, eps=1e-3)
+        self.conv_mask = nn.Conv2d(classes, width, 1, bias=False)
+        self.norm_mask = nn.BatchNorm2d(width, eps=1e-3)
+        self.block = _ResidualBlock(2 * width, width)
+        self.predict = nn.Conv2d(width, 1, 1, bias=False)
+        for conv in (self.conv_features, self.conv_mask):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def features(self, low: Tensor, high: Tensor) -> Tensor:
+        """Shared features (N, width, h, w) of low (N, C, H, W), pooled to high's size, and high (N, C', h, w).
+
+        Both are detached: DD-Net's loss never reaches the backbone (sec. 3.1).
+        """
+        low = F.adaptive_avg_pool2d(low.detach(), (high.shape[-2], high.shape[-1]))
+        together = torch.cat([high.detach(), low], 1)
+        return F.relu(_normed(self.conv_features, self.norm_features, _reflect(together, 1)))
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
+        # A mask value that is no class (255, padding) becomes an all-zero vector.
+        one_hot = F.one_hot(mask.long().clamp(max=self.classes), self.classes + 1)[..., :-1]
+        hidden = F.relu(_normed(self.conv_mask, self.norm_mask, one_hot.movedim(-1, 1).to(features.dtype)))
+        return self.predict(self.block(torch.cat([features, hidden], 1)))[:, 0]
+
+
+class _ResidualBlock(nn.Module):
+    """Residual block of 1x1, 3x3 and 1x1 convolutions with a projection shortcut."""
+
+    def __init__(self, inner: int, outer: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inner, outer, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer, eps=1e-3)
+        self.conv2 = nn.Conv2d(outer, outer, 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(outer, eps=1e-3)
+        self.conv3 = nn.Conv2d(outer, outer, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outer, eps=1e-3)
+        self.downsample = nn.Conv2d(inner, outer, 1, bias=False)
+        self.bnd = nn.BatchNorm2d(outer, eps=1e-3)
+        for conv in (self.conv1, self.conv2, self.conv3, self.downsample):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(_normed(self.conv1, self.bn1, x))
+        out = F.relu(_normed(self.conv2, self.bn2, _reflect(out, 1)))
+        return F.relu(_normed(self.conv3, self.bn3, out) + _normed(self.downsample, self.bnd, x))
+
+
+def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """A convolution and the frozen batch norm after it as one convolution: no pass over the maps for the norm."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return F.conv2d(x, conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale)
+
+
+class SegmentationNet(nn.Module):
+    """A backbone with one segmentation head: the baseline, and the part of SSDD that is used at test time."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__()
+        self.backbone: Backbone = build_backbone(config.backbone)
+        self.main = SegmentationHead(self.backbone.level_channels[-1], classes, config)
+
+    def forward(self, images: Tensor, full_size: bool = False) -> Tensor:
+        """uint8 images (N, 3, H, W) -> logits (N, classes, u*h, u*w), or (N, classes, H, W) with `full_size`.
+
+        H and W must be multiples of the stride for the latter.
+        """
+        high = self.backbone(images).high
+        return self.main.scores(high, self.backbone.output_stride if full_size else self.main.upsample)
+
+
+class StaticNet(SegmentationNet):
+    """Static refinement (sec. 4.1): segmentation and one DD-Net (theta_d0)."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__(config, classes)
+        self.ddnet = DDNet(self.backbone.low_channels, classes, config)
+
+
+class DynamicNet(SegmentationNet):
+    """Dynamic refinement (sec. 4.2): main and sub segmentation branches and two DD-Nets (theta_d1, theta_d2)."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__(config, classes)
+        self.sub = SegmentationHead(self.backbone.level_channels[-1], classes, config)
+        self.ddnet1 = DDNet(self.backbone.low_channels, classes, config)
+        self.ddnet2 = DDNet(self.backbone.low_channels, classes, config)
+
+
+def _resized(x: Tensor, size: list[int]) -> Tensor:
+    if list(x.shape[-2:]) == size:
+        return x
+    return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _upsampled(x: Tensor, factor: int) -> Tensor:
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _reflect(x: Tensor, pixels: int) -> Tensor:
+    return F.pad(x, [pixels] * 4, mode="reflect")

@@ -1,0 +1,102 @@
+"""Files of named tensors: torch's state dicts, and MXNet's `.params` files without MXNet."""
+
+import math
+import pickle
+import struct
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ssdd.storage.paths import AnyPath
+
+_LIST_MAGIC = 0x112
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # of one array; in the oldest files it has none
+_DTYPES = {0: torch.float32, 2: torch.float16}
+_MOST_DIMENSIONS = 32
+
+
+class WeightsError(RuntimeError):
+    """No pretrained weights where they were looked for; the message says what to do."""
+
+
+def read(path: AnyPath) -> dict[str, Tensor]:
+    """The tensors of a file by their names, on the CPU. Nothing in the file is run.
+
+    A `.params` file is MXNet's list of dense arrays, float32 or float16; any other file is a state dict of torch.
+
+    Raises:
+        WeightsError: no such file, another format, or only a part of the file; the message names it and the remedy.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; check the path, or download the file")
+    if path.suffix == ".params":
+        try:
+            with path.open("rb") as stream:
+                return _read_params(_Reader(stream, path.stat().st_size))
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{path}: not a whole .params file of MXNet ({error}); download it again") from error
+    try:
+        with path.open("rb") as stream:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch refuses in many ways
+        # Torch's own message on a pickle is long, and advises to run it.
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds something other than tensors" if unsafe else str(error).split("\n")[0]
+        raise WeightsError(
+            f"{path}: not a state dict that loads safely ({reason}); download it again, or save the model's "
+            "state_dict() alone"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise WeightsError(f"{path}: not a state dict (names and tensors); save the model's state_dict() alone")
+    return state
+
+
+class _Reader:
+    """Little-endian values of a stream. A length is compared with what the file still has before memory is taken."""
+
+    def __init__(self, stream: BinaryIO, size: int):
+        self.stream, self.left = stream, size
+
+    def take(self, count: int) -> bytearray:
+        if count > self.left:
+            raise ValueError(f"it ends {count - self.left} bytes early")
+        buffer = bytearray(count)
+        self.left -= self.stream.readinto(buffer)  # type: ignore[attr-defined]
+        return buffer
+
+    def numbers(self, code: str, count: int = 1) -> tuple[int, ...]:
+        layout = f"<{count}{code}"
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+
+def _read_params(reader: _Reader) -> dict[str, Tensor]:
+    """A header, the arrays, and then their names."""
+    if reader.numbers("Q", 2)[0] != _LIST_MAGIC:
+        raise ValueError("it starts otherwise")
+    (count,) = reader.numbers("Q")
+    arrays = [_read_array(reader) for _ in range(count)]
+    if reader.numbers("Q") != (count,):
+        raise ValueError("not every array has a name")
+    names = [reader.take(*reader.numbers("Q")).decode() for _ in arrays]
+    if reader.left or len(set(names)) < count:
+        raise ValueError("it goes on after its end" if reader.left else "a name occurs twice")
+    return dict(zip(names, arrays, strict=True))
+
+
+def _read_array(reader: _Reader) -> Tensor:
+    (magic,) = reader.numbers("I")
+    if magic in (_V2, _V3) and reader.numbers("i") != (0,):
+        raise ValueError("it has a sparse array")
+    if magic in (_V1, _V2, _V3):
+        code, (dimensions,) = "q", reader.numbers("i")
+    else:
+        code, dimensions = "I", magic
+    if not 1 <= dimensions <= _MOST_DIMENSIONS:
+        raise ValueError(f"an array of {dimensions} dimensions")
+    shape = reader.numbers(code, dimensions)
+    *_device, kind = reader.numbers("i", 3)
+    if min(shape) < 1 or kind not in _DTYPES:
+        raise ValueError(f"an array of shape {shape} and type {kind}; float32 (0) and float16 (2) can be read")
+    dtype = _DTYPES[kind]
+    return torch.frombuffer(reader.take(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

@@ -1,0 +1,137 @@
+"""Dynamic region refinement (sec. 4.2): L_dynamic = L_main + L_sub + L_diff1 + L_diff2 (eqs. 11-15)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssdd import losses, refine
+from ssdd.config import DynamicConfig, NetworkConfig, TrainConfig
+from ssdd.data.sampling import Sampling
+from ssdd.nets import checkpoints
+from ssdd.nets.networks import DynamicNet
+from ssdd.objectives.crf import BatchCRF
+from ssdd.objectives.task import Batch, Halfway, Losses
+from ssdd.storage.artifacts import Artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicTask:
+    """L_dynamic = L_main + L_sub + L_diff1 + L_diff2 (eq. 15)."""
+
+    network: NetworkConfig
+    dynamic: DynamicConfig
+    classes: int
+    start: Artifact
+    crf: BatchCRF
+
+    @property
+    def train(self) -> TrainConfig:
+        return self.dynamic.train
+
+    @property
+    def sampling(self) -> Sampling:
+        size = self.network.mask_size(self.train.augment.crop)
+        return Sampling(("refined",), size, self.train.augment, self.classes)
+
+    def build(self) -> DynamicNet:
+        net = DynamicNet(self.network, self.classes)
+        checkpoints.load_start(net, self.start, {"main": "main", "sub": "main", "ddnet1": "ddnet", "ddnet2": "ddnet"})
+        return net
+
+    @property
+    def runs_on_actors(self) -> bool:
+        return self.crf.runs_on_actors
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        labelled = losses.segmentation_counts(batch["refined"])
+        return {"main": labelled, "sub": labelled.repeat(2)}
+
+    def losses(self, net: DynamicNet, batch: Batch) -> Halfway:
+        """The forward pass up to the CRF: the network's masks, and of the difference maps those that need no advice."""
+        presence, seed = batch["presence"], batch["refined"].long()
+        features = net.backbone(batch["image"])
+        logits, high = net.main(features.high)
+        crf = self.crf.request(batch["image"], logits.detach(), presence)
+        knowledge = refine.presence_argmax(logits.detach(), presence)
+        shared1 = net.ddnet1.features(features.low, high)
+        d_knowledge = net.ddnet1(shared1, knowledge)
+        sub_logits, sub_high = net.sub(features.high)
+        shared2 = net.ddnet2.features(features.low, sub_high)  # as published; the paper does not say whose
+        first = BeforeCRF(
+            presence=presence,
+            seed=seed,
+            logits=logits,
+            knowledge=knowledge,
+            shared1=shared1,
+            d_knowledge=d_knowledge,
+            sub_logits=sub_logits,
+            shared2=shared2,
+            d_seed=net.ddnet2(shared2, seed),
+        )
+        return Halfway(crf, lambda: self.losses_after_crf(net, first, crf.masks()))
+
+    def losses_after_crf(self, net: DynamicNet, first: "BeforeCRF", advice: Tensor) -> Losses:
+        """Both SSDD modules, and the four losses.
+
+        Args:
+            net: the network.
+            first: of the same images.
+            advice: m^A1, the CRF masks of the network's probabilities, int64 (N, h, w).
+        """
+        config, presence, seed, knowledge = self.dynamic, first.presence, first.seed, first.knowledge
+
+        # First step: the network's own mask and its CRF (eqs. 3-5 make m^D1 of them).
+        d_advice = net.ddnet1(first.shared1, advice)
+        vanished = refine.vanished(knowledge, advice, presence, config.bad_ratio)
+        d_k, d_a = first.d_knowledge.detach().sigmoid(), d_advice.detach().sigmoid()
+        refined1 = refine.module(d_k, d_a, knowledge, advice, presence, config.bias1)  # m^D1
+
+        # Second step: the seeds against the first step's mask.
+        d_refined = net.ddnet2(first.shared2, refined1)
+        d_k, d_a = first.d_seed.detach().sigmoid(), d_refined.detach().sigmoid()
+        refined2 = refine.module(d_k, d_a, seed, refined1, presence, config.bias2)  # m^D2
+
+        # DD-Net 2 learns from a mask half-way between the two, so that it does not follow the main branch into a
+        # constant answer (sec. 4.2).
+        target, d_target = (refined1, d_refined)
+        if config.target == "d2":
+            target, d_target = refined2, net.ddnet2(first.shared2, refined2)
+        halfway = refine.presence_argmax(first.sub_logits.detach(), presence)  # m^sub
+        everything = torch.ones(len(seed), dtype=torch.bool, device=seed.device)
+        unlabelled = seed == 255  # stays so
+        main = losses.segmentation_loss(first.logits, refined2.masked_fill(unlabelled, 255))
+        sub_seed = losses.segmentation_loss(first.sub_logits, seed)
+        sub_target = losses.segmentation_loss(first.sub_logits, target.masked_fill(unlabelled, 255))
+        difference = refine.difference(knowledge, advice)
+        return {
+            "main": main,  # eq. 11
+            "sub": config.alpha * sub_seed + (1 - config.alpha) * sub_target,  # eq. 14
+            "diff1": losses.difference_losses(first.d_knowledge, d_advice, difference, vanished),  # eq. 12
+            "diff2": losses.difference_loss(first.d_seed, refine.difference(seed, halfway), everything)
+            + losses.difference_loss(d_target, refine.difference(halfway, target), everything),  # eq. 13
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeCRF:
+    """What a dynamic step has of some images before the CRF masks come."""
+
+    presence: Tensor
+    """bool (N, C), background included."""
+    seed: Tensor
+    """m^D0, int64 (N, h, w); 255 where there is no label."""
+    logits: Tensor
+    """Of the main branch, (N, C, h, w)."""
+    knowledge: Tensor
+    """m^K1, the main branch's mask of the present classes, int64 (N, h, w)."""
+    shared1: Tensor
+    """DD-Net 1's features, (N, D, h, w)."""
+    d_knowledge: Tensor
+    """DD-Net 1's logits from m^K1, (N, h, w)."""
+    sub_logits: Tensor
+    """Of the sub branch, (N, C, h, w)."""
+    shared2: Tensor
+    """DD-Net 2's features, (N, D, h, w)."""
+    d_seed: Tensor
+    """DD-Net 2's logits from m^D0, (N, h, w)."""

@@ -1,0 +1,180 @@
+"""Panels like the paper's Figs. 7 and 8, from table rows. matplotlib without a display."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ssdd.data import codec
+from ssdd.storage import maps
+from ssdd.storage.tables import Row
+
+Panel = tuple[str, Callable[[Row], np.ndarray | None]]
+_MODELS = {
+    "baseline_knowledge": "knowledge ($m^{K0}$)",
+    "baseline": "baseline (advice)",
+    "baseline_refined": "static ($m^{D0}$)",
+    "dynamic": "SSDD dynamic",
+    "dynamic_crf": "SSDD dynamic + CRF",
+}
+
+
+def refinement(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
+    """Fig. 7: image, knowledge, its difference map, advice, its difference map, refined, its gain on advice, truth.
+
+    Args:
+        rows: with `image`, `knowledge`, `d_knowledge`, `advice`, `d_advice`, `refined` and `truth` (or None).
+        classes: names for the legend.
+        show_data: False leaves image and truth out.
+    """
+    panels: list[Panel] = [
+        ("image", _image),
+        ("knowledge $m^K$", _mask("knowledge")),
+        ("difference $d^K$", _unit("d_knowledge")),
+        ("advice $m^A$", _mask("advice")),
+        ("difference $d^A$", _unit("d_advice")),
+        ("refined $m^D$", _mask("refined")),
+        ("against advice", _gain("refined", "advice")),
+        ("truth", _mask("truth")),
+    ]
+    return _grid(rows, panels, classes, show_data)
+
+
+def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
+    """Fig. 8: image, the networks' masks, the last one's gain on the baseline (both without CRF), truth.
+
+    Args:
+        rows: with `image`, `truth` (or None), and masks of some of the models that `_MODELS` names.
+        classes: names for the legend.
+        show_data: False leaves image and truth out.
+    """
+    models = [name for name in _MODELS if rows and name in rows[0]]
+    panels: list[Panel] = [("image", _image), *((_MODELS[name], _mask(name)) for name in models)]
+    last = [name for name in models if not name.endswith("_crf")][-1:]
+    if "baseline" in models and last != ["baseline"]:
+        panels.append(("against baseline", _gain(last[0], "baseline")))
+    return _grid(rows, [*panels, ("truth", _mask("truth"))], classes, show_data)
+
+
+def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figure:
+    """How often the masks differ where DD-Net says d, and how many pixels have that d.
+
+    Args:
+        mean, share, pixels: (2, bins) for d^K and d^A, see `diagnostics.DifferenceReport.calibration`.
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    for k, name in enumerate(("$d^K$ (from knowledge)", "$d^A$ (from advice)")):
+        left.plot(mean[k], share[k], marker="o", markersize=3, label=name)
+        right.plot(mean[k], pixels[k] / pixels[k].sum(), marker="o", markersize=3, label=name)
+    left.set(xlabel="d", ylabel="share of pixels that differ", xlim=(0, 1), ylim=(0, 1))
+    right.set(xlabel="d", ylabel="share of all pixels", xlim=(0, 1), ylim=(0, None))
+    left.legend(fontsize=8)
+    return figure
+
+
+def trials(results: list[tuple[dict[str, Any], dict[str, float]]], names: dict[str, str]) -> Figure:
+    """Metrics of a sweep's trials over each field that it varies; the lines go through the best of each value.
+
+    Args:
+        results: point and metrics of each trial.
+        names: legend of each metric that is drawn.
+    """
+    fields = list(results[0][0])
+    figure = Figure(figsize=(4.2 * len(fields), 3.2), layout="constrained")
+    for axis, field in zip(figure.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
+        values = sorted({point[field] for point, _ in results}, key=lambda v: (isinstance(v, str), v))
+        for metric, name in names.items():
+            known = [(values.index(p[field]), m[metric]) for p, m in results if metric in m]
+            best = {x: max(y for other, y in known if other == x) for x, _ in known}
+            (line,) = axis.plot(sorted(best), [best[x] for x in sorted(best)], marker="o", label=name)
+            axis.scatter([x for x, _ in known], [y for _, y in known], s=12, color=line.get_color(), alpha=0.5)
+        step = -(-len(values) // 8)
+        labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+        axis.set(xlabel=field, ylabel="mean IoU (%)", xticks=range(0, len(values), step), xticklabels=labels[::step])
+        axis.legend(fontsize=8)
+    return figure
+
+
+def heat_map(values: dict[tuple[float, float], float], axes: tuple[str, str], title: str) -> Figure:
+    """A value over two numbers; the greatest is marked.
+
+    Args:
+        values: by both numbers; where they are no grid, dots are drawn.
+        axes: names of the numbers.
+        title: of the values.
+    """
+    figure = Figure(figsize=(5.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    xs, ys = (sorted({point[k] for point in values}) for k in (0, 1))
+    if len(xs) * len(ys) == len(values):
+        drawn: Any = axis.pcolormesh(xs, ys, [[values[x, y] for x in xs] for y in ys], shading="nearest")
+    else:
+        drawn = axis.scatter([x for x, _ in values], [y for _, y in values], c=list(values.values()), s=24)
+    best = max(values, key=values.__getitem__)
+    axis.plot(*best, marker="*", markersize=14, color="white", markeredgecolor="black")
+    axis.set(xlabel=axes[0], ylabel=axes[1], title=f"best: {values[best]:.1f} at {best[0]:.3g}, {best[1]:.3g}")
+    figure.colorbar(drawn, label=title)
+    return figure
+
+
+def _image(row: Row) -> np.ndarray:
+    return codec.read_image(row["image"])
+
+
+def _mask(column: str) -> Callable[[Row], np.ndarray | None]:
+    def draw(row: Row) -> np.ndarray | None:
+        return None if row[column] is None else codec.voc_palette()[codec.read_mask(row[column])]
+
+    return draw
+
+
+def _gain(column: str, other: str) -> Callable[[Row], np.ndarray | None]:
+    """Green where `column` alone is right, red where `other` alone is, grey where both are wrong in two ways."""
+
+    def draw(row: Row) -> np.ndarray | None:
+        if row["truth"] is None:
+            return None
+        mask, before, truth = (codec.read_mask(row[name]) for name in (column, other, "truth"))
+        picture = np.full((*truth.shape, 3), 255, np.uint8)
+        picture[mask != before] = (190, 190, 190)
+        picture[(mask != before) & (mask == truth)] = (0, 150, 60)
+        picture[(mask != before) & (before == truth)] = (210, 40, 40)
+        return picture
+
+    return draw
+
+
+def _unit(column: str) -> Callable[[Row], np.ndarray]:
+    return lambda row: maps.unpack_unit(row[column])
+
+
+def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...], show_data: bool) -> Figure:
+    panels = [(title, draw) for title, draw in panels if show_data or title not in ("image", "truth")]
+    figure = Figure(figsize=(1.9 * len(panels), 1.6 * len(rows) + 0.5), layout="constrained")
+    axes = figure.subplots(len(rows), len(panels), squeeze=False)
+    shown: set[int] = set()
+    for number, (line, row) in enumerate(zip(axes, rows, strict=True)):
+        height, width = _image(row).shape[:2]
+        for axis, (title, draw) in zip(line, panels, strict=True):
+            axis.set(xticks=[], yticks=[])
+            picture = draw(row)
+            if picture is not None:
+                # Difference maps have the network's square shape: stretched to the image's.
+                axis.imshow(picture, cmap="inferno", vmin=0, vmax=1, extent=(0, width, height, 0))
+            if number == 0:
+                axis.set_title(title, fontsize=9)
+        line[0].set_ylabel(row["image_id"], fontsize=6)
+        for column in ("truth", *(c for c in row if c in ("refined", "dynamic"))):
+            if row[column] is not None and (show_data or column != "truth"):
+                shown |= set(np.unique(codec.read_mask(row[column])).tolist())
+    palette = codec.voc_palette() / 255
+    handles = [
+        figure.axes[0].scatter([], [], marker="s", s=40, color=palette[c], edgecolor="grey", label=classes[c])
+        for c in sorted(shown)
+        if c < len(classes)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(10, max(1, len(handles))), fontsize=8)
+    return figure

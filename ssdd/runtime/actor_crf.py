@@ -1,0 +1,37 @@
+"""The CRF of a training step on the pool of Ray CPU actors, beside the network."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ssdd.crf import CRFParams
+from ssdd.objectives.crf import Inputs, Later, Masks, copied
+from ssdd.runtime.crf_pool import CRFPool, Request
+
+
+@dataclass(frozen=True)
+class ActorCRF:
+    """pydensecrf on a pool of Ray CPU actors, which work while this process goes on."""
+
+    params: CRFParams
+    pool: CRFPool
+    runs_on_actors = True
+
+    def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
+        return self.send(copied(images, logits, presence), logits.device)
+
+    def send(self, inputs: Callable[[], Inputs], device: torch.device) -> Masks:
+        """Ask for the masks of what `copied` returned."""
+        # On a GPU the inputs come when it has computed them. A thread waits for that and sends them off, so that this
+        # one can go on giving the GPU work.
+        sent: Future[Request] = _sender().submit(lambda: self.pool.request(*inputs(), self.params))
+        return Later(device, lambda: sent.result().masks())
+
+
+@cache
+def _sender() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "crf-requests")

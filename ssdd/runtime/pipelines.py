@@ -1,0 +1,120 @@
+"""Ray Data pipelines over stage tables: rows through a network's actors, then through the CRF's actors.
+
+Imports torch only where a task needs it, so that CRF actors start quickly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from ssdd.runtime import cluster
+from ssdd.runtime.plan import Plan
+from ssdd.storage import tables
+from ssdd.storage.tables import Row, Table
+
+Stage = Callable[[list[Row]], list[Row]]
+
+
+class Parts(Datasource):
+    """One read task for each item; `read(item)` gives its blocks."""
+
+    def __init__(self, items: list[Any], read: Callable[[Any], Iterable[pa.Table]]):
+        super().__init__()
+        self._items, self._read = items, read
+
+    def get_name(self) -> str:
+        return "Parts"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(partial(self._read, item), unknown) for item in self._items]
+
+
+def infer(
+    joined: list[Table],
+    columns: list[str],
+    network: Callable[[], Stage] | None,
+    crf: Stage | None,
+    batch: int,
+    plan: Plan,
+) -> Iterator[Row]:
+    """Rows of tables through a network, then through the CRF pool, in the order in which they finish.
+
+    Args:
+        joined: tables with the same parts.
+        columns: to read; `image_id` comes by itself.
+        network: called once in each network actor (on a GPU where the plan has them); gives the function for rows.
+            None for none.
+        crf: applied to rows in a pool of CPU actors; None for none. Should import no torch.
+        batch: rows that the network gets at once.
+        plan: resources.
+    """
+    light = [Table(t.path, ()) for t in joined]
+    parts = list(range(len(joined[0].parts)))
+    off_gpus = cluster.off_gpus()
+    stream = ray.data.read_datasource(
+        Parts(parts, partial(read_rows, light, columns)),
+        override_num_blocks=len(parts),
+        num_cpus=plan.unit,
+        concurrency=plan.data_tasks,
+        **off_gpus,
+    )
+    # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
+    stream.context.target_max_block_size = 2**18
+    if network is not None:
+        stream = stream.map_batches(
+            _NetworkActor,
+            fn_constructor_kwargs={"make": network, "threads": plan.threads},
+            compute=ActorPoolStrategy(size=min(plan.workers, len(parts))),
+            batch_size=batch,
+            batch_format="pyarrow",
+            num_cpus=plan.unit,
+            num_gpus=plan.network_resources.get("GPU", 0),
+            runtime_env=plan.network_environment,
+        )
+    if crf is not None:
+        stream = stream.map_batches(
+            _CRFActor,
+            fn_constructor_kwargs={"stage": crf},
+            compute=ActorPoolStrategy(size=min(plan.crf_actors, joined[0].rows)),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=plan.unit,
+            runtime_env=plan.crf_environment,
+            **off_gpus,
+        )
+    for block in stream.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from block.to_pylist()
+
+
+def read_rows(joined: list[Table], columns: list[str], part: int) -> list[pa.Table]:
+    return [pa.Table.from_pylist(tables.read_joined(joined, part, columns))]
+
+
+class _NetworkActor:
+    def __init__(self, make: Callable[[], Stage], threads: int):
+        import torch
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(threads)
+        self.stage = make()
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist(self.stage(rows.to_pylist()))
+
+
+class _CRFActor:
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        for row in rows.to_pylist():  # one at a time: its result leaves while the next is computed
+            yield pa.Table.from_pylist(self.stage([row]))

@@ -1,0 +1,322 @@
+"""MLflow: one run for each job and one below it for each of its parts, with configuration, metrics over time, pictures.
+
+Used by the driver, and in a sweep by the process of each trial. A server that goes away in the middle of a job does
+not end it: what it does not take is kept in the workspace, in order, and sent when it answers again.
+"""
+
+import copy
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssdd.config import Config, ConfigError
+from ssdd.fields import flatten, to_dict
+from ssdd.runtime import environment
+from ssdd.storage.paths import AnyPath, disk_beside, on_disk
+
+UNSENT = "unsent"
+RETRY_AFTER = 60.0  # seconds
+_log = logging.getLogger(__name__)
+# Of an answer that says what is wrong with the call. Everything else may pass.
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
+_GONE = ("RESOURCE_DOES_NOT_EXIST",)
+
+
+class TrackingError(RuntimeError):
+    """MLflow's store cannot be used; the message says which one and why."""
+
+
+class Tracker:
+    """The MLflow run of one job. The store is MLFLOW_TRACKING_URI, else a SQLite file in the workspace.
+
+    Raises:
+        ConfigError: neither can be.
+        TrackingError: the store does not answer.
+    """
+
+    run_id: str
+    outbox: "_Outbox"
+    lock: threading.Lock  # metrics come from another thread
+    tried: float
+
+    def __init__(self, config: Config, job: str, workspace: AnyPath):
+        from mlflow.exceptions import MlflowException  # takes seconds, and few processes need it
+        from mlflow.tracking.context import registry
+
+        environment.set_defaults()
+        disk = disk_beside(workspace)
+        self.workspace = workspace
+        experiment = f"ssdd-{config.preset}"
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        if not server and disk != workspace:
+            raise ConfigError(
+                f"--workspace {workspace}: an object store cannot hold MLflow's database; start a server "
+                "(`mlflow server`) and name it in MLFLOW_TRACKING_URI"
+            )
+        self.uri = server or f"sqlite:///{disk / 'mlflow.db'}"
+        artifacts = None if server else (disk / "mlartifacts").as_uri()
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for one of prompts
+        try:
+            found = self.client.get_experiment_by_name(experiment)
+            self.experiment_id = (
+                found.experiment_id if found else self.client.create_experiment(experiment, artifacts, tags=kind)
+            )
+        except MlflowException as error:
+            another = "name another in" if disk != workspace else "use a file in the workspace: unset"
+            remedy = f"start it, or {another} MLFLOW_TRACKING_URI" if server else "delete it"
+            text = f"MLflow's store {self.uri} does not answer ({_reason(error)}); {remedy}"
+            raise TrackingError(_without_password(text)) from error
+        self.tags = {**registry.resolve_tags(), "job": job}
+        for folder in sorted(path for path in self.unsent.glob("*") if path.is_dir()):
+            earlier = copy.copy(self)
+            earlier.outbox = _Outbox(folder)
+            if earlier.outbox.take():
+                if earlier.outbox.store() == _without_password(self.uri) and earlier.deliver():
+                    _log.warning(f"sent to MLflow what an earlier job kept in {folder}")
+                earlier.outbox.release()
+        self._start(config, job)
+
+    @property
+    def unsent(self) -> Path:  # on each machine that a tracker is sent to
+        return disk_beside(self.workspace) / UNSENT
+
+    @cached_property
+    def client(self) -> Any:
+        # A client and a run id rather than mlflow's global store and active run, which belongs to one thread.
+        from mlflow import MlflowClient
+
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return MlflowClient(self.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("client", "lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = threading.Lock()
+
+    def child(self, config: Config, name: str) -> "Tracker":
+        """A run below this one, as MLflow's UI nests them."""
+        other = copy.copy(self)
+        other.tags = self.tags | {"mlflow.parentRunId": self.run_id}
+        other._start(config, name)
+        return other
+
+    def resume(self, run_id: str) -> bool:
+        """Go on with an earlier run instead of this one; False if it is not there any more."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.update_run(run_id, "RUNNING")
+        except MlflowException as error:
+            if error.error_code in _GONE:
+                return False
+            raise TrackingError(f"MLflow's store {_without_password(self.uri)}: {_reason(error)}") from error
+        if self.outbox.has_calls():
+            self.deliver()
+        self._do("delete")
+        self.run_id = run_id
+        return True
+
+    def end_children(self) -> None:
+        """Mark the runs below this one that never ended: their processes were stopped."""
+        self._do("end_children")
+
+    def _start(self, config: Config, name: str) -> None:
+        data = config.data.name if config.data else "embedded"
+        tags = {**self.tags, "preset": config.preset, "data": data}
+        self.run_id = ""
+        self.tried = 0.0
+        self.lock = threading.Lock()
+        self.outbox = _Outbox(self.unsent / uuid.uuid4().hex[:12])
+        self._do("start", name, tags, int(time.time() * 1000))
+        self._do("config", to_dict(config))
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self._do("metrics", values, step, int(time.time() * 1000))
+
+    def last(self, name: str) -> float | None:
+        """The last value of a metric of this run; None if it has none, or MLflow does not have it yet."""
+        from mlflow.exceptions import MlflowException
+
+        if self.outbox.has_calls():
+            return None
+        try:
+            return self.client.get_run(self.run_id).data.metrics.get(name)
+        except MlflowException:
+            return None
+
+    def tag(self, name: str, value: str) -> None:
+        self._do("tag", name, value)
+
+    def file(self, path: AnyPath) -> None:
+        with on_disk(path) as file:
+            self._do("file", str(file))
+
+    def figure(self, figure: Any, name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"{name}.png")
+            figure.savefig(path)
+            self._do("file", str(path))
+
+    def close(self, failed: bool) -> None:
+        self.tried = -RETRY_AFTER
+        self._do("close", "FAILED" if failed else "FINISHED")
+        self.outbox.release()
+        if self.outbox.has_calls():
+            _log.warning(f"MLflow did not take everything: the next job in this workspace sends {self.outbox.folder}")
+
+    def _do(self, call: str, *args: Any) -> None:
+        """Send a call now, or keep it behind those that are kept already."""
+        from mlflow.exceptions import MlflowException
+
+        with self.lock:
+            if not self.outbox.has_calls():
+                try:
+                    self.send(call, *args)
+                    return
+                except (MlflowException, OSError) as error:
+                    if getattr(error, "error_code", None) in _REFUSALS:
+                        raise
+                    reason = _reason(error)
+                    _log.warning(f"MLflow does not answer ({reason}); what it misses is kept in {self.outbox.folder}")
+                    self.tried = time.monotonic()
+            self.outbox.keep(call, args, self._where())
+            if time.monotonic() - self.tried > RETRY_AFTER:
+                self.deliver()
+
+    def _where(self) -> list[str]:
+        return [_without_password(self.uri), self.experiment_id, self.run_id]
+
+    def deliver(self) -> bool:
+        """Send what was kept, in order; False if something remains."""
+        from mlflow.exceptions import MlflowException
+
+        self.tried = time.monotonic()
+        (_, self.experiment_id, self.run_id), calls = self.outbox.read()
+        for k, (call, args) in enumerate(calls):
+            try:
+                self.send(call, *args)
+            except (MlflowException, OSError) as error:
+                if getattr(error, "error_code", None) in (*_REFUSALS, *_GONE) or isinstance(error, FileNotFoundError):
+                    _log.warning(f"MLflow refuses a call that was kept, which is dropped ({_reason(error)}): {call}")
+                    continue
+                self.outbox.rewrite(self._where(), calls[k:])
+                return False
+        self.outbox.clear()
+        return True
+
+    def send(self, call: str, *args: Any) -> None:
+        """Do one call, whose arguments are JSON data."""
+        from mlflow.entities import Metric, Param
+
+        client = self.client
+        match call, args:
+            case "start", (name, tags, began):
+                self.run_id = client.create_run(self.experiment_id, began, tags, name).info.run_id
+            case "config", (config,):
+                params = [Param(k, str(v)) for k, v in flatten(config).items() if v is not None]
+                for first in range(0, len(params), 100):  # as many as a server takes at once
+                    client.log_batch(self.run_id, params=params[first : first + 100])
+                client.log_dict(self.run_id, config, "config.json")
+            case "metrics", (values, step, now):
+                client.log_batch(self.run_id, [Metric(name, value, now, step) for name, value in values.items()])
+            case "tag", (name, value):
+                client.set_tag(self.run_id, name, value)
+            case "file", (path,):
+                client.log_artifact(self.run_id, path)
+            case "delete", ():
+                client.delete_run(self.run_id)
+            case "close", (status,):
+                client.set_terminated(self.run_id, status)
+            case "end_children", ():
+                parts = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
+                for run in client.search_runs([self.experiment_id], parts):
+                    client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _reason(error: Exception) -> str:
+    return _without_password(str(error).splitlines()[0])
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@ ]*@", "//", text)
+
+
+class _Outbox:
+    """Calls of one run that MLflow did not take: a folder with a line for each, and copies of their files.
+
+    The first line says where they go: the store, the experiment and the run, which is empty before it has begun.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._lines = folder / "calls.jsonl"
+        self._owner: FileLock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_owner": None}
+
+    def has_calls(self) -> bool:
+        return self._lines.exists()
+
+    def take(self) -> bool:
+        """Become the one that sends it, for as long as this process lives; False if another one does."""
+        # Beside the folder, which is removed, and released by another thread than the one that takes it.
+        self._owner = FileLock(self.folder.with_suffix(".lock"), timeout=0, thread_local=False)
+        try:
+            self._owner.acquire()
+        except Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Leave it to others."""
+        if self._owner is not None:
+            self._owner.release()
+            self._owner = None
+            if not self.has_calls():
+                self.folder.with_suffix(".lock").unlink(missing_ok=True)
+
+    def keep(self, call: str, args: tuple[Any, ...], where: list[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.has_calls():
+            self.take()
+            self._write([where])
+        if call == "file":  # it may be gone when it is sent
+            args = (shutil.copy(args[0], self.folder),)
+        with self._lines.open("a") as lines:
+            lines.write(json.dumps([call, args]) + "\n")
+
+    def store(self) -> str | None:
+        """Where the calls go; None if there are none."""
+        return self.read()[0][0] if self.has_calls() else None
+
+    def read(self) -> tuple[list[str], list[tuple[str, list[Any]]]]:
+        """Where the calls go, and the calls; the last line may be half a one."""
+        where, *lines = self._lines.read_text().splitlines(keepends=True)
+        return json.loads(where), [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
+
+    def rewrite(self, where: list[str], calls: list[tuple[str, list[Any]]]) -> None:
+        self._write([where, *calls])
+
+    def clear(self) -> None:
+        self._lines.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, lines: list[Any]) -> None:
+        aside = self._lines.with_suffix(".new")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(aside, self._lines)

@@ -1,0 +1,78 @@
+"""CRF work on table rows, for the CPU actors of the inference pipelines. Imports no torch."""
+
+import numpy as np
+
+from ssdd.crf import CRFParams, dense_crf
+from ssdd.data import codec
+from ssdd.storage import maps
+from ssdd.storage.tables import Row
+
+
+def with_background(cam: np.ndarray, alpha: float) -> np.ndarray:
+    """CAMs (n, h, w) in 0..1 with PSA's background score (1 - max)^alpha in front: (1 + n, h, w)."""
+    if not len(cam):  # an image without any class
+        return np.ones((1, *cam.shape[1:]), np.float32)
+    return np.concatenate([(1 - cam.max(0, keepdims=True)) ** alpha, cam]).astype(np.float32)
+
+
+def combine_labels(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """AffinityNet's labels: foreground where the low-alpha CRF says so, background where the high-alpha one does.
+
+    Args:
+        low, high: class masks, uint8 (H, W).
+
+    Returns:
+        uint8 (H, W), 255 where neither is sure.
+    """
+    label = np.where(low == 0, 255, low)
+    return np.where(high == 0, 0, label).astype(np.uint8)
+
+
+def affinity_labels(alpha_low: float, alpha_high: float, crf: CRFParams, rows: list[Row]) -> list[Row]:
+    """The CRFs of `cam` with much and with little background, as one label mask: `affinity`."""
+    for row in rows:
+        image, labels = codec.read_image(row["image"]), presence_labels(row)
+        cam = np.clip(maps.resize(maps.unpack(row["cam"]), image.shape[:2]), 0, 1)
+        low, high = (
+            labels[dense_crf(image, with_background(cam, alpha), crf).argmax(0)] for alpha in (alpha_low, alpha_high)
+        )
+        row["affinity"] = codec.encode_mask(combine_labels(low, high))
+    return [{name: row[name] for name in ("image_id", "cam", "affinity")} for row in rows]
+
+
+def advise(crf: CRFParams, rows: list[Row]) -> list[Row]:
+    """Masks of `probs`, knowledge, and of its CRF, advice, at the image's size."""
+    for row in rows:
+        image, labels = codec.read_image(row["image"]), presence_labels(row)
+        probs = maps.resize(maps.unpack(row["probs"]), image.shape[:2])
+        row["knowledge"] = codec.encode_mask(labels[probs.argmax(0)])
+        row["advice"] = codec.encode_mask(labels[dense_crf(image, probs, crf).argmax(0)])
+    return [{name: row[name] for name in ("image_id", "probs", "knowledge", "advice")} for row in rows]
+
+
+def presence_labels(row: Row) -> np.ndarray:
+    """Background and the image's classes, uint8 (1 + n,)."""
+    return np.array([0, *row["presence"]], np.uint8)
+
+
+def segment(
+    models: tuple[str, ...], crf: CRFParams, min_probability: float, sharpen: float, rows: list[Row]
+) -> list[Row]:
+    """Test-time masks of each model at the image's size, without and with CRF over the labels that are probable.
+
+    The CRF gets the probabilities, or with `sharpen` > 0 the softmax of `sharpen` times them.
+    """
+    out = []
+    for row in rows:
+        image = codec.read_image(row["image"])
+        masks: Row = {"image_id": row["image_id"]}
+        for name in models:
+            probs = maps.resize(maps.unpack(row[name]), image.shape[:2])
+            masks[name] = codec.encode_mask(probs.argmax(0).astype(np.uint8))
+            peak = probs.max((1, 2))
+            labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
+            # A factor per pixel cancels in the CRF.
+            unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
+            masks[f"{name}_crf"] = codec.encode_mask(labels[dense_crf(image, unary[labels], crf).argmax(0)])
+        out.append(masks)
+    return out

@@ -1,0 +1,245 @@
+"""Stage 4: mean IoU of knowledge, advice and m^D0 on the training list, and of the models on another one."""
+
+import io
+import math
+import tarfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ssdd.config import ConfigError, NetworkConfig
+from ssdd.data import codec
+from ssdd.metrics import ConfusionMatrix
+from ssdd.nets.inference import PredictStage
+from ssdd.reports import figures
+from ssdd.reports.diagnostics import DifferenceReport
+from ssdd.reports.scores import Scores, collapsed
+from ssdd.runtime import pipelines
+from ssdd.runtime.session import Session
+from ssdd.stages import crf_rows, images
+from ssdd.stages.images import Images
+from ssdd.stages.seeds import Seeds
+from ssdd.stages.static import Refined
+from ssdd.storage import maps
+from ssdd.storage.artifacts import whole
+from ssdd.storage.paths import AnyPath, relative
+from ssdd.storage.tables import Row, Table, read_joined
+
+_DRAWING = threading.Lock()  # matplotlib's text parser is one for all threads, and a comparison has several
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of an image list, and the mean IoU of each of its images, by which pictures are chosen."""
+
+    scores: Scores
+    images: dict[str, dict[str, float]]
+
+
+def score(
+    prefix: str,
+    joined: list[Table],
+    columns: Iterable[str],
+    classes: tuple[str, ...],
+    report: DifferenceReport | None = None,
+) -> Scored:
+    """Scores of mask columns against `truth`; empty where no image has a true mask.
+
+    Args:
+        prefix: of the scores' names.
+        joined: tables with `truth` and the columns.
+        columns: of masks.
+        classes: names, background first.
+        report: gets knowledge, advice and, where the tables have them, the difference maps of every image.
+    """
+    columns = list(columns)
+    totals = {column: ConfusionMatrix(len(classes)) for column in columns}
+    per_image: dict[str, dict[str, float]] = {}
+    has_maps = report is not None and "d_knowledge" in joined[-1].columns()
+    for row in _rows(joined, ["truth", *columns, *(("d_knowledge", "d_advice") if has_maps else ())]):
+        if row["truth"] is None:
+            continue
+        truth = codec.read_mask(row["truth"])
+        masks = {column: codec.read_mask(row[column]) for column in columns}
+        per_image[row["image_id"]] = {}
+        for column, mask in masks.items():
+            own = ConfusionMatrix(len(classes))
+            own.update(mask, truth)
+            totals[column].counts += own.counts
+            per_image[row["image_id"]][column] = own.mean_iou()
+        if report:
+            names = ("d_knowledge", "d_advice") if has_maps else ()
+            d = [maps.resize(maps.unpack_unit(row[name]), truth.shape) for name in names]
+            report.update(masks["knowledge"], masks["advice"], truth, *d)
+    if not per_image:
+        return Scored(Scores({}, {}), {})
+    iou = {column: [None if math.isnan(v) else 100 * float(v) for v in m.iou()] for column, m in totals.items()}
+    return Scored(
+        Scores(
+            {f"{prefix}.{column}": 100 * m.mean_iou() for column, m in totals.items()},
+            {f"{prefix}.{column}": dict(zip(classes, values, strict=True)) for column, values in iou.items()},
+        ),
+        per_image,
+    )
+
+
+def score_seeds(session: Session, made: Seeds) -> Scores:
+    """`train.knowledge` and `train.advice`."""
+    report = DifferenceReport(len(made.images.classes))
+    tables = [made.images.table, made.table]
+    scores = score("train", tables, ("knowledge", "advice"), made.images.classes, report).scores
+    scores |= Scores({}, {}, _difference(report))
+    _log(session, scores)
+    return scores
+
+
+def score_refined(session: Session, refined: Refined) -> Scores:
+    """`train.knowledge`, `train.advice`, `train.refined`, what the difference offers, and pictures like Fig. 7."""
+    classes = refined.seeds.images.classes
+    tables = [refined.seeds.images.table, refined.seeds.table, refined.table]
+    columns = ("knowledge", "advice", "refined")
+    report = DifferenceReport(len(classes))
+    scored = score("train", tables, columns, classes, report)
+    scores = scored.scores
+    if scores.mean:
+        scores |= Scores({}, {}, _difference(report))
+        _save(session, lambda: figures.reliability(*report.calibration()), "reliability")
+    _log(session, scores)
+    chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
+    show_data = session.config.evaluate.show_data
+    if chosen:
+        _save(session, lambda: figures.refinement(chosen, classes, show_data), "refinement")
+    return scores
+
+
+def _difference(report: DifferenceReport) -> dict[str, float]:
+    return {f"train.{name}": value for name, value in report.metrics().items()}
+
+
+def _log(session: Session, scores: Scores) -> None:
+    session.tracker.metrics(scores.mean | {f"difference.{k}": v for k, v in scores.difference.items()})
+
+
+def export_refined(refined: Refined, folder: AnyPath) -> None:
+    """The refined masks as ID.png in a new folder, which appears when it is whole."""
+    with whole(folder) as aside:
+        aside.mkdir()
+        for row in refined.table:
+            (aside / f"{row['image_id']}.png").write_bytes(row["refined"])
+
+
+def open_split(session: Session) -> Images | None:
+    """The images to score on; None where the data has no `val` list and no other was asked for."""
+    split = session.config.split
+    if split == "val" and not (images.open_data(session).root / "ImageSets" / "Segmentation" / "val.txt").exists():
+        session.console.line("the data has no image list `val`: the models will not be scored")
+        return None
+    return images.run(session, split, need_labels=False)
+
+
+def score_models(
+    session: Session,
+    test: Images,
+    models: dict[str, AnyPath],
+    network: NetworkConfig,
+    classes: tuple[str, ...],
+    name: str,
+    submission: AnyPath | None = None,
+) -> Scores:
+    """Predict an image list with several models, with and without CRF; score where there are true masks.
+
+    Args:
+        session: cluster, workspace, tracking.
+        test: the images.
+        models: folders of the models by name.
+        network: their configuration.
+        classes: that they were trained for.
+        name: of the images, for the picture's file.
+        submission: where to write `dynamic_crf` for VOC's test server.
+    """
+    if test.classes != classes:
+        raise ConfigError(
+            f"the models know the classes {', '.join(classes)}, but the data has {', '.join(test.classes)}; "
+            "give a folder whose classes.txt names the same ones in the same order"
+        )
+    config = session.config
+    recipe = {
+        "images": test.artifact,
+        "models": {name: path.name for name, path in models.items()},
+        "evaluate": replace(config.evaluate, panels=0, show_data=True),  # which do not change the masks
+        "crf": config.crf,
+    }
+    infer = partial(
+        pipelines.infer,
+        [test.table],
+        ["image"],
+        partial(PredictStage, network=network, evaluate=config.evaluate, classes=len(classes), models=models),
+        partial(crf_rows.segment, tuple(models), config.crf, config.evaluate.min_probability, config.evaluate.sharpen),
+        config.inference_batch,
+        session.plan,
+    )
+    columns = [column for name in models for column in (name, f"{name}_crf")]
+    schema = pa.schema([("image_id", pa.string()), *((column, pa.binary()) for column in columns)])
+    table, _ = session.build_table("predictions", recipe, test.table.parts, schema, infer)
+    if submission:
+        write_submission(table, "dynamic_crf", submission)
+        session.console.line(f"submission {submission}")
+    scored = score(config.split, [test.table, table], columns, classes)
+    session.tracker.metrics(scored.scores.mean)
+    for model in models:
+        if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
+            session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
+    last = list(models)[-1]
+    chosen = _spread([test.table, table], scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
+    if chosen:
+        show_data = config.evaluate.show_data
+        _save(session, lambda: figures.predictions(chosen, classes, show_data), f"predictions-{name}")
+    return scored.scores
+
+
+def write_submission(table: Table, column: str, path: AnyPath) -> None:
+    """An archive as VOC's test server takes it: results/VOC2012/Segmentation/comp6_test_cls/ID.png."""
+    with whole(path) as aside, tarfile.open(aside, "w:gz") as archive:
+        for row in table:
+            entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{row['image_id']}.png")
+            entry.size = len(row[column])
+            archive.addfile(entry, io.BytesIO(row[column]))
+
+
+def _rows(joined: list[Table], columns: list[str], parts: Iterable[int] | None = None) -> Iterator[Row]:
+    for part in range(len(joined[0].parts)) if parts is None else parts:
+        yield from read_joined(joined, part, columns)
+
+
+def _spread(
+    joined: list[Table], scored: Scored, gain: Callable[[dict[str, float]], float], session: Session
+) -> list[Row]:
+    """Images at equal steps from the greatest gain to the greatest loss, so that failures are shown as well."""
+    wanted = session.config.evaluate.panels
+    if scored.images:
+        order = sorted(scored.images, key=lambda i: (gain(scored.images[i]), i), reverse=True)
+        steps = np.linspace(0, len(order) - 1, min(wanted, len(order))).round().astype(int)
+        chosen = [order[i] for i in steps]
+    else:
+        chosen = [i for ids in joined[0].parts for i in ids][:wanted]
+    everything = [c for t in joined for c in t.columns() if c != "image_id"]
+    wanted_ids = set(chosen)
+    parts = [k for k, ids in enumerate(joined[0].parts) if wanted_ids.intersection(ids)]  # the others stay unread
+    found = {row["image_id"]: row for row in _rows(joined, everything, parts) if row["image_id"] in wanted_ids}
+    return [found[i] for i in chosen]
+
+
+def _save(session: Session, draw: Callable[[], Any], name: str) -> None:
+    name += session.part
+    path = session.workspace / "figures" / f"{name}.png"
+    with _DRAWING:
+        figure = draw()
+        with whole(path) as aside:
+            figure.savefig(aside, dpi=110, bbox_inches="tight")
+        session.tracker.figure(figure, name)
+    session.console.line(f"picture {relative(path, session.workspace)}")

@@ -1,0 +1,169 @@
+"""Stage 1: PSA's seeds. Classifier -> CAM -> AffinityNet -> random walk: knowledge p^K0; its CRF: advice p^A0."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ssdd import affinity
+from ssdd.config import ConfigError, NetworkConfig, SeedsConfig
+from ssdd.data import codec, transforms
+from ssdd.nets import checkpoints
+from ssdd.nets.inference import multi_scale
+from ssdd.nets.networks import AffinityNet, Classifier, seed_size
+from ssdd.objectives.affinity import AffinityTask
+from ssdd.objectives.classifier import ClassifierTask
+from ssdd.runtime import pipelines
+from ssdd.runtime.session import Session
+from ssdd.stages import crf_rows, images, weight_import
+from ssdd.stages.images import Images
+from ssdd.storage import maps
+from ssdd.storage.artifacts import Artifact
+from ssdd.storage.paths import AnyPath
+from ssdd.storage.tables import Row, Table
+from ssdd.training import trainer
+
+CAM_SCHEMA = pa.schema([("image_id", pa.string()), ("cam", pa.binary()), ("affinity", pa.binary())])
+SEED_SCHEMA = pa.schema(
+    [("image_id", pa.string()), ("probs", pa.binary()), ("knowledge", pa.binary()), ("advice", pa.binary())]
+)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Knowledge and advice of every training image."""
+
+    images: Images
+    table: Table
+    """`probs` (presence labels, half precision, stride 8), `knowledge` and `advice` (masks at the image's size)."""
+    artifact: Artifact
+    classifier: Artifact | None
+    """Initialises the backbones of the later stages (sec. 5.1); None for masks that were given, see `start_of`."""
+
+
+def run(session: Session, known: Seeds | None = None) -> Seeds:
+    """All of PSA, on the training list.
+
+    Args:
+        session: cluster, workspace, tracking.
+        known: seeds of a configuration that differs in `crf` alone: from their probabilities only the CRF is computed.
+    """
+    config = session.config
+    if config.knowledge is not None:
+        raise ConfigError("--knowledge: this job makes PSA's seeds; refine given masks with ray_jobs/static.py")
+    train = images.run(session, config.train_split)
+    classes = len(train.classes)
+    classifier, affinity_net = weight_import.psa(session, train.classes)
+    classifier = classifier or run_classifier(session, train)
+
+    recipe = {
+        "images": train.artifact,
+        "classifier": classifier,
+        "size": config.seeds.cam_size,
+        "scales": config.seeds.cam_scales,
+        "alpha": (config.seeds.alpha_low, config.seeds.alpha_high),
+        "crf": config.seeds.crf,
+    }
+    infer = partial(
+        pipelines.infer,
+        [train.table],
+        ["image", "presence"],
+        partial(CamStage, config.network, config.seeds, classes, classifier.path),
+        partial(crf_rows.affinity_labels, config.seeds.alpha_low, config.seeds.alpha_high, config.seeds.crf),
+        config.inference_batch,
+        session.plan,
+    )
+    cams, cam_artifact = session.build_table("cams", recipe, train.table.parts, CAM_SCHEMA, infer)
+
+    affinity_net = affinity_net or run_affinity(session, train, cams, cam_artifact)
+
+    walk = (config.seeds.alpha_walk, config.seeds.radius, config.seeds.beta, config.seeds.walk_steps)
+    recipe = {"cams": cam_artifact, "affinity": affinity_net, "walk": walk, "crf": config.crf}
+    infer = partial(
+        pipelines.infer,
+        [train.table, known.table if known else cams],
+        ["image", "presence", "probs" if known else "cam"],
+        None if known else partial(WalkStage, config.network, config.seeds, affinity_net.path),
+        partial(crf_rows.advise, config.crf),
+        config.inference_batch,
+        session.plan,
+    )
+    table, artifact = session.build_table("seeds", recipe, train.table.parts, SEED_SCHEMA, infer)
+    return Seeds(train, table, artifact, classifier)
+
+
+def run_classifier(session: Session, train: Images) -> Artifact:
+    """Train a `Classifier`."""
+    config, classes = session.config, len(train.classes)
+    pretrained = weight_import.backbone(session)
+    task = ClassifierTask(config.network, config.seeds.classifier, classes, pretrained.path)
+    recipe = {
+        "images": train.artifact,
+        "pretrained": pretrained,
+        "network": config.network.backbone,
+        "train": config.seeds.classifier,
+        "seed": config.seed,
+    }
+    return trainer.run(session, "classifier", recipe, task, [train.table])
+
+
+def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Artifact) -> Artifact:
+    """Train an `AffinityNet` on the CAMs' labels."""
+    config = session.config
+    pretrained = weight_import.backbone(session)
+    task = AffinityTask(config.network, config.seeds, len(train.classes), pretrained.path)
+    recipe = {
+        "cams": cam_artifact,
+        "pretrained": pretrained,
+        "network": config.network.backbone,
+        "train": config.seeds.affinity,
+        "radius": config.seeds.radius,
+        "seed": config.seed,
+    }
+    return trainer.run(session, "affinity", recipe, task, [train.table, cams])
+
+
+def start_of(session: Session, made: Seeds) -> Artifact:
+    """What the backbones of the later stages start from: the classifier, else ImageNet's weights."""
+    return made.classifier or weight_import.backbone(session)
+
+
+class CamStage:
+    """Network actor: multi-scale CAMs of the present classes, divided by their maximum; (n, s, s) at stride 8."""
+
+    def __init__(self, network: NetworkConfig, seeds: SeedsConfig, classes: int, classifier: AnyPath):
+        self.seeds = seeds
+        self.net = checkpoints.load(Classifier(network, classes - 1), classifier)
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        size = self.seeds.cam_size
+        sides = [round(size * scale) for scale in self.seeds.cam_scales]
+        decoded = [codec.read_image(row["image"]) for row in rows]
+        with torch.inference_mode():
+            cam = multi_scale(self.net.cam, decoded, sides, mirror=True, size=seed_size(size))  # type: ignore[operator]
+        for row, maps_of_image in zip(rows, cam.cpu(), strict=True):
+            present = maps_of_image[[c - 1 for c in row["presence"]]]
+            row["cam"] = maps.pack((present / present.amax((1, 2), keepdim=True).clamp(min=1e-5)).numpy())
+        return rows
+
+
+class WalkStage:
+    """Network actor: the random walk on the CAMs; `probs` of the presence labels, (1 + n, s, s) at stride 8."""
+
+    def __init__(self, network: NetworkConfig, seeds: SeedsConfig, affinity_net: AnyPath):
+        self.seeds = seeds
+        self.net = checkpoints.load(AffinityNet(network), affinity_net)
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        decoded = [transforms.square(codec.read_image(row["image"]), self.seeds.cam_size) for row in rows]
+        with torch.inference_mode():
+            features = self.net(torch.from_numpy(np.stack(decoded)).to(checkpoints.device()))
+            transition = affinity.transition_matrix(features, self.seeds.radius, self.seeds.beta)
+            for row, matrix in zip(rows, transition, strict=True):
+                scores = crf_rows.with_background(maps.unpack(row.pop("cam")), self.seeds.alpha_walk)
+                start = torch.from_numpy(scores)[None].to(matrix.device)
+                walked = affinity.random_walk(matrix[None], start, self.seeds.walk_steps)[0]
+                row["probs"] = maps.pack((walked / walked.sum(0).clamp(min=1e-5)).cpu().numpy())
+        return rows

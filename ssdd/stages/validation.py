@@ -1,0 +1,62 @@
+"""Scores of a network while it is trained: mean IoU on a few images, one scale, no CRF."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssdd.config import Config, EvaluateConfig
+from ssdd.data import codec
+from ssdd.metrics import ConfusionMatrix
+from ssdd.nets.inference import predict
+from ssdd.nets.networks import SegmentationNet
+from ssdd.stages.images import Images
+from ssdd.storage.tables import Row, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """A network's confusion matrix on some images with true masks: one scale, no CRF, at the masks' resolution."""
+
+    table: Table
+    images: int
+    """At most; the first ones that have a true mask."""
+    classes: int
+    evaluate: EvaluateConfig
+    size: int
+
+    def __call__(self, net: SegmentationNet, rank: int = 0, workers: int = 1) -> np.ndarray:
+        """int64 (classes, classes), over every `workers`-th image."""
+        matrix = ConfusionMatrix(self.classes)
+        for rows in self._batches(rank, workers):
+            decoded = [codec.read_image(row["image"]) for row in rows]
+            for row, probs in zip(rows, predict(net, decoded, self.evaluate, self.size), strict=True):
+                truth = torch.from_numpy(codec.read_mask(row["truth"]))[None, None]
+                small = F.interpolate(truth, (self.size, self.size), mode="nearest-exact")
+                matrix.update(probs.argmax(0).numpy(), small[0, 0].numpy())
+        return matrix.counts
+
+    def mean_iou(self, net: SegmentationNet) -> float:
+        """In percent, over all of the images."""
+        return 100 * ConfusionMatrix.of(self(net)).mean_iou()
+
+    def _batches(self, rank: int, workers: int) -> Iterator[list[Row]]:
+        seen = 0
+        for part in range(len(self.table.parts)):
+            known = [row for row in self.table.read(part) if row["truth"] is not None][: self.images - seen]
+            seen += len(known)
+            own = known[rank::workers]
+            yield from (own[k : k + 8] for k in range(0, len(own), 8))
+            if seen == self.images:
+                return
+
+
+def validation(config: Config, scored: Images) -> Validation:
+    """Of networks that a configuration trains, on a list of images."""
+    evaluate = replace(config.evaluate, scales=(1.0,), mirror=False, full_size=False)
+    size = config.network.mask_size(evaluate.size)
+    return Validation(
+        table=scored.table, images=config.sweep.images, classes=len(scored.classes), evaluate=evaluate, size=size
+    )

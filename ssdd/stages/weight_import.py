@@ -1,0 +1,112 @@
+"""Weights that are not trained here, as artifacts: ImageNet's backbone, PSA's and SSDD's published files."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssdd.checks import weight_files
+from ssdd.config import NetworkConfig
+from ssdd.data import voc
+from ssdd.nets import checkpoints, published
+from ssdd.nets.backbones import build_backbone, load_weights
+from ssdd.nets.checkpoints import MODEL
+from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, SegmentationNet, StaticNet
+from ssdd.nets.weight_files import WeightsError
+from ssdd.runtime.session import Session, resolve
+from ssdd.stages import images
+from ssdd.storage.artifacts import Artifact
+from ssdd.storage.paths import AnyPath
+
+
+def backbone(session: Session) -> Artifact:
+    """ImageNet weights as an artifact, fetched once, on the driver."""
+    config = session.config.network.backbone
+    recipe: dict[str, Any] = {"backbone": config}
+    if config.weights == "random":
+        recipe["seed"] = session.config.seed
+    if Path(config.weights).is_file():
+        recipe["file"] = (Path(config.weights).stat().st_size, Path(config.weights).stat().st_mtime_ns)
+
+    def make(folder: AnyPath) -> None:
+        torch.manual_seed(session.config.seed)
+        net = build_backbone(config)
+        source = load_weights(net, config)
+        checkpoints.save(net.state_dict(), folder / MODEL)
+        (folder / "source.txt").write_text(source + "\n")
+
+    return session.build("backbone", recipe, make)
+
+
+def convert(
+    session: Session,
+    name: str,
+    files: tuple[Path, ...],
+    network: NetworkConfig,
+    classes: tuple[str, ...],
+    net: Callable[[], nn.Module],
+) -> Artifact:
+    """An artifact like `trainer.run`'s out of published weight files instead of a training.
+
+    Raises:
+        WeightsError: they do not fill the network, or the data has other classes than VOC's.
+    """
+    if classes[1:] != voc.VOC_CLASSES:
+        raise WeightsError(
+            f"{', '.join(map(str, files))}: the published weights know VOC's 20 classes in VOC's order, but the data "
+            f"has {', '.join(classes[1:])}; train on it instead (leave the weights of [{name}] out)"
+        )
+    found = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
+    recipe = {"files": voc.stats(found), "network": network}
+
+    def make(folder: AnyPath) -> None:
+        filled = net()
+        for line in published.fill(filled, found):
+            session.console.line(f"[{name}] {line}")
+        checkpoints.save(filled.state_dict(), folder / MODEL)
+
+    return session.build(name, recipe, make)
+
+
+def psa(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Artifact | None]:
+    """`Classifier` and `AffinityNet` out of PSA's files, where the configuration names them."""
+    config = session.config
+    makes: dict[str, tuple[Path | None, Callable[[], nn.Module]]] = {
+        "classifier": (config.seeds.classifier_weights, partial(Classifier, config.network, len(classes) - 1)),
+        "affinity": (config.seeds.affinity_weights, partial(AffinityNet, config.network)),
+    }
+    classifier, affinity_net = (
+        convert(session, name, (path,), config.network, classes, make) if path else None
+        for name, (path, make) in makes.items()
+    )
+    return classifier, affinity_net
+
+
+def static(session: Session, classes: tuple[str, ...]) -> Artifact:
+    """The network of the published checkpoints that `static.weights` names."""
+    config = session.config
+    make = partial(StaticNet, config.network, len(classes))
+    return convert(session, "static", config.static.weights, config.network, classes, make)
+
+
+def dynamic(session: Session, classes: tuple[str, ...]) -> Artifact:
+    """The network of the published checkpoints that `dynamic.weights` names; the segmentation one alone will do."""
+    config = session.config
+    kind = DynamicNet if len(config.dynamic.weights) > 1 else SegmentationNet
+    make = partial(kind, config.network, len(classes))
+    return convert(session, "dynamic", config.dynamic.weights, config.network, classes, make)
+
+
+def convert_all(session: Session) -> None:
+    """Convert every published file that the configuration names, so that a wrong one ends the job before any work."""
+    config = session.config
+    if weight_files(config):
+        classes = images.run(session, config.train_split).classes
+        psa(session, classes)
+        if config.static.weights:
+            static(session, classes)
+        if config.dynamic.weights:
+            dynamic(session, classes)

@@ -1,0 +1,412 @@
+"""Sweeps: trials of a configuration through Ray Tune, each with an MLflow run below the sweep's."""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import yaml
+from matplotlib.figure import Figure
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from ssdd.config import Config, ConfigError
+from ssdd.fields import to_dict
+from ssdd.presets import changes
+from ssdd.runtime import cluster
+from ssdd.runtime.errors import message_of
+from ssdd.runtime.plan import lanes
+from ssdd.runtime.progress import Mailbox
+from ssdd.runtime.session import Session
+from ssdd.stages import images
+from ssdd.stages.images import Images
+from ssdd.storage.artifacts import whole, write_text
+from ssdd.storage.paths import AnyPath, names_in, relative, remove
+from ssdd.sweeps import space
+from ssdd.sweeps.space import Point, Range, Space
+
+STATE = "sweep.json"
+BEST = "best.yaml"
+TRIALS = "trials"
+EPOCHS = "dynamic.train.epochs"
+
+
+class SweepError(RuntimeError):
+    """No trial of a sweep gave a result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a sweep does; picklable."""
+
+    name: str
+    """Of the job."""
+    space: tuple[str, ...]
+    """Default of `sweep.space`."""
+    allowed: tuple[str, ...]
+    """Fields that change something here, or beginnings of their names."""
+    metrics: tuple[str, ...]
+    """What a trial gives; the first is maximised by default."""
+    trial: Callable[[Session, Config], dict[str, float]] | None
+    """One trial: its session, and the configuration of the sweep, whose tables all trials share. None: see
+    `bias.run`."""
+    check: Callable[[Config], None]
+    """Refuses a configuration that cannot be swept."""
+    prepare: Callable[[Session], None]
+    """Makes what all trials share, and refuses data on which they cannot be measured."""
+    figure: Callable[["Outcome"], Figure]
+    stops: bool = False
+    """Whether a trial reports its metric after every epoch too, so that poor ones can be stopped."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the space and what came of it."""
+
+    point: Point
+    metrics: dict[str, float]
+    """Empty for a failed one."""
+    state: str = "finished"
+    """finished, stopped (for a poor metric), or failed."""
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A sweep that has ended; the best trial comes first."""
+
+    name: str
+    metric: str
+    trials: tuple[Trial, ...]
+    best: Config
+    folder: AnyPath
+
+    def finished(self) -> list[Trial]:
+        """Those with every metric."""
+        return [trial for trial in self.trials if trial.state == "finished"]
+
+
+def measured_on_train(config: Config) -> None:
+    """Refuse another list than the training's, whose masks are measured, and one that is reported."""
+    if config.sweep.split not in (None, config.train_split):
+        raise ConfigError(f"--sweep.split {config.sweep.split}: masks of the training list are measured; leave it out")
+    not_reported(config, config.train_split)
+
+
+def not_reported(config: Config, split: str) -> None:
+    """Refuse to choose by the list whose scores are reported."""
+    if split == config.split:
+        raise ConfigError(f"--split {split}: is reported, so that no trial may be chosen by it")
+
+
+def measured(session: Session, split: str) -> Images:
+    """The images on which trials are compared."""
+    return images.run(session, split, need_labels=split == session.config.train_split)
+
+
+def need_truth(session: Session, split: str) -> None:
+    """Refuse an image list on which nothing can be measured."""
+    found = measured(session, split)
+    for part in range(len(found.table.parts)):
+        if any(row["truth"] is not None for row in found.table.read(part, ["truth"])):
+            return
+    raise ConfigError(
+        f"no image of the list {split} has a true mask, so that trials cannot be compared; put some masks into "
+        "SegmentationClass/"
+    )
+
+
+def checked(kind: Kind, config: Config) -> Config:
+    """The configuration of a sweep, with its metric; ConfigError, before anything runs, where it cannot work."""
+    config = replace(config, sweep=replace(config.sweep, metric=config.sweep.metric or kind.metrics[0]))
+    if config.sweep.metric not in kind.metrics:
+        raise ConfigError(
+            f"--sweep.metric {config.sweep.metric}: no trial gives it; it gives {', '.join(kind.metrics)}"
+        )
+    kind.check(config)
+    if config.sweep.search == "optuna":
+        _optuna()
+    chosen = space_of(kind, config)
+    if kind.stops and EPOCHS in chosen:
+        raise ConfigError(f"--sweep.space {EPOCHS}: trials are compared epoch by epoch; vary something else")
+    for point in points(config, chosen) or []:
+        space.checked(config, point)
+    return config
+
+
+def space_of(kind: Kind, config: Config) -> Space:
+    """What is varied."""
+    return space.read(config, config.sweep.space or kind.space, kind.allowed)
+
+
+def points(config: Config, chosen: Space) -> list[Point] | None:
+    """The points that a sweep tries; None where each follows from the results before it."""
+    if config.sweep.search == "optuna":
+        return None
+    if config.sweep.search == "grid":
+        return space.grid(chosen)
+    return space.random(chosen, config.sweep.trials, config.seed)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every trial's process gets."""
+
+    session: Session
+    kind: Kind
+    folder: AnyPath
+
+
+def run(session: Session, kind: Kind) -> Outcome:
+    """All trials, as many at a time as the cluster has room for; then the best one, figures and a table.
+
+    A trial that fails is reported and does not end the others. Every finished one is kept in the sweep's folder,
+    `sweeps/NAME-KEY`, so that `sweep.resume` goes on after an interruption.
+
+    Raises:
+        SweepError: all trials failed.
+    """
+    config = session.config
+    chosen = space_of(kind, config)
+    kind.prepare(session)
+    folder = open_folder(session, kind.name)
+    wanted = points(config, chosen)
+    kept = _kept(folder)
+    if kept:
+        session.console.line(f"{len(kept)} trials have ended already")
+    rest = None if wanted is None else [p for p in wanted if _key(p) not in kept]
+    count = len(rest) if rest is not None else max(0, config.sweep.trials - len(kept))
+    failed: list[Trial] = []
+    if count:
+        whole = len(kept) + count  # so that a sweep that goes on has trainings of as many workers as before
+        limit = min(whole, config.sweep.parallel or whole)
+        plan, side_by_side = lanes(session.plan, ray.cluster_resources()["CPU"], limit, config.sweep.gpu)
+        session.console.line(f"{count} trials, {side_by_side} at a time; {kind.name} maximises {config.sweep.metric}")
+        mailbox = Mailbox()
+        part = session.for_trial(plan, mailbox)
+        with mailbox.listen(session.console.line):
+            grid = _tuner(_Shared(part, kind, folder), rest, chosen, count, side_by_side, list(kept.values())).fit()
+        session.tracker.end_children()
+        results, kept = [grid[k] for k in range(len(grid))], _kept(folder)
+        failed = [_failed(result, session) for result in results if result.error]
+        if len(results) < count or any(_key(_point(r.config or {})) not in kept for r in results if not r.error):
+            raise SweepError("was interrupted; the same command with --sweep.resume goes on")
+    return finish(session, kind.name, folder, [*kept.values(), *failed], kind.figure)
+
+
+def open_folder(session: Session, name: str) -> AnyPath:
+    """The folder of a sweep with this configuration: new, or with `sweep.resume` as it was left."""
+    config = session.config
+    sweep = replace(config.sweep, resume=False, parallel=None, gpu=1)
+    recipe = to_dict(replace(config, workspace=None, num_cpus=None, workers=None, gpus=None, sweep=sweep))
+    key = hashlib.sha256(json.dumps([name, recipe], sort_keys=True).encode()).hexdigest()[:12]
+    folder = session.workspace / "sweeps" / f"{name}-{key}"
+    state = folder / STATE
+    if config.sweep.resume:
+        if not state.exists():
+            raise ConfigError(
+                f"--sweep.resume: {session.workspace} has no such sweep; leave it out to start one, or give the same "
+                "fields as when it was started"
+            )
+        if not session.tracker.resume(json.loads(state.read_text())["run_id"]):
+            session.console.line("the sweep's MLflow run is gone: a new one goes on")
+    elif folder.exists():
+        remove(folder)  # what the trials made is in the store, and found again
+        if folder.exists():
+            raise ConfigError(f"{folder}: an earlier sweep's, cannot be deleted; delete it, or give --sweep.resume")
+    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
+    write_text(state, json.dumps({"run_id": session.tracker.run_id, "config": recipe}, indent=1))
+    session.tracker.tag("sweep", key)
+    return folder
+
+
+def finish(
+    session: Session, name: str, folder: AnyPath, trials: list[Trial], draw: Callable[[Outcome], Figure]
+) -> Outcome:
+    """Write `best.yaml`, `trials.json` and the figure of a sweep, and put all of it into its MLflow run.
+
+    Raises:
+        SweepError: no trial has finished.
+    """
+    metric = session.config.sweep.metric or ""
+
+    def rank(trial: Trial) -> tuple[bool, float]:
+        value = trial.metrics.get(metric, math.nan)
+        return trial.state == "finished", value if math.isfinite(value) else -1.0
+
+    trials = sorted(trials, key=rank, reverse=True)
+    finished = [t for t in trials if t.state == "finished"]
+    if not finished:
+        raise SweepError(f"all {len(trials)} trials failed; the first: {trials[0].error if trials else 'none ran'}")
+    best = finished[0]
+    outcome = Outcome(
+        name=name, metric=metric, trials=tuple(trials), best=space.checked(session.config, best.point), folder=folder
+    )
+    head = f"# Best of {len(trials)} trials of {name}: {metric} {best.metrics[metric]:.2f}\n"
+    write_text(folder / BEST, head + yaml.safe_dump(changes(images.located(outcome.best)), sort_keys=False))
+    write_text(folder / "trials.json", json.dumps([asdict(trial) for trial in trials], indent=1))
+    figure = draw(outcome)
+    with whole(folder / f"{name}.png") as aside:
+        figure.savefig(aside, dpi=110)
+    session.tracker.figure(figure, name)
+    for path in (folder / BEST, folder / "trials.json"):
+        session.tracker.file(path)
+    session.tracker.metrics(best.metrics)
+    session.tracker.tag("best", space.label(best.point))
+    session.tracker.tag("mlflow.note.content", _markdown(outcome))  # the run's description
+    session.console.line(f"best of the sweep {relative(folder / BEST, session.workspace)}")
+    return outcome
+
+
+def _table(outcome: Outcome, shown: int) -> list[list[str]]:
+    trials = outcome.trials
+    columns = [m for m in trials[0].metrics if m == outcome.metric or not m.startswith("difference.")]
+    table = [[*space.short_names(trials[0].point).values(), *columns, ""]]
+    for trial in trials[:shown]:
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.point.values()]
+        scores = [f"{trial.metrics[c]:.2f}" if c in trial.metrics else "-" for c in columns]
+        table.append([*values, *scores, "" if trial.state == "finished" else f"{trial.state} {trial.error}".strip()])
+    return table
+
+
+def _markdown(outcome: Outcome, shown: int = 20) -> str:
+    head, *rows = ("| " + " | ".join(line) + " |" for line in _table(outcome, shown))
+    rule = "|" + "---|" * (head.count("|") - 1)
+    return "\n".join([f"Best by {outcome.metric} first:", "", head, rule, *rows])
+
+
+def lines(outcome: Outcome, shown: int = 20) -> list[str]:
+    """The trials as a table for the terminal, the best ones first."""
+    trials, table = outcome.trials, _table(outcome, shown)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    out = [
+        "  ".join(
+            cell.rjust(w) if i < len(line) - 1 else cell for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
+    if len(trials) > shown:
+        out.append(f"... and {len(trials) - shown} more in {outcome.folder / 'trials.json'}")
+    best = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in trials[0].point.items())
+    return [*out, f"best by {outcome.metric}: {best}", f"use it with --config {outcome.folder / BEST}"]
+
+
+def _tuner(
+    shared: _Shared, rest: list[Point] | None, chosen: Space, count: int, side_by_side: int, kept: list[Trial]
+) -> tune.Tuner:
+    config = shared.session.config
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported below, a line each
+    options: dict[str, Any] = dict(max_concurrent_trials=side_by_side)
+    if rest is None:
+        options |= dict(num_samples=count, search_alg=_searcher(config, chosen, kept))
+    earlier = config.dynamic.train.epochs - 1
+    if shared.kind.stops and earlier:
+        # Nothing is stopped at its last epoch: what follows is cheap.
+        options["scheduler"] = ASHAScheduler(
+            time_attr="epoch",
+            metric=config.sweep.metric,
+            mode="max",
+            max_t=earlier,
+            reduction_factor=2,
+            stop_last_trials=False,
+        )
+    # The trial itself only waits for its stages' processes, which may need every CPU; Tune wants it to hold something.
+    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"CPU": 0, "memory": 1})
+    return tune.Tuner(
+        trainable,
+        param_space={} if rest is None else {"point": tune.grid_search(rest)},
+        tune_config=tune.TuneConfig(**options),
+        run_config=tune.RunConfig(
+            name="tune", verbose=0, callbacks=[_KeepStopped(shared.folder, config)], **cluster.storage(shared.folder)
+        ),
+    )
+
+
+def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
+    """One trial, in a process of its own."""
+    cluster.quiet()
+    assert shared.kind.trial is not None
+    point = _point(chosen)
+    session, base = shared.session, shared.session.config
+    with session.child(space.checked(base, point), space.label(point), session.plan) as own:
+        metrics = shared.kind.trial(own, base)
+    _keep(shared.folder, Trial(point, metrics))
+    tune.report({**metrics, "epoch": base.dynamic.train.epochs})
+
+
+def _point(chosen: dict[str, Any]) -> Point:
+    """Of what Ray Tune chose: one point of a list, or a value for each field."""
+    return chosen.get("point", chosen)
+
+
+def _key(point: Point) -> str:
+    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file(folder: AnyPath, point: Point) -> AnyPath:
+    return folder / TRIALS / f"{_key(point)}.json"
+
+
+def _keep(folder: AnyPath, trial: Trial) -> None:
+    """A trial that need not run again."""
+    write_text(_file(folder, trial.point), json.dumps(asdict(trial)))
+
+
+def _kept(folder: AnyPath) -> dict[str, Trial]:
+    names = [name for name in names_in(folder / TRIALS) if name.endswith(".json") and not name.startswith(".")]
+    files = [folder / TRIALS / name for name in names]
+    return {file.stem: Trial(**json.loads(file.read_text())) for file in files}
+
+
+class _KeepStopped(tune.Callback):
+    """Keeps a trial that was stopped for its metric; a finished one has kept itself."""
+
+    def __init__(self, folder: AnyPath, config: Config):
+        self.folder, self.metric, self.epochs = folder, config.sweep.metric or "", config.dynamic.train.epochs
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        point, last = _point(trial.config), trial.last_result or {}
+        if not _file(self.folder, point).exists() and last.get("epoch", self.epochs) < self.epochs:
+            why = f"after epoch {last['epoch']}"
+            _keep(self.folder, Trial(point, {self.metric: last[self.metric]}, "stopped", why))
+
+
+def _failed(result: Any, session: Session) -> Trial:
+    point = _point(result.config or {})
+    reason = message_of(result.error).splitlines()[-1]
+    session.console.line(f"the trial {space.label(point)} failed: {reason}")
+    return Trial(point, {}, "failed", reason)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("--sweep.search optuna: install the extra: pip install 'ssdd[sweep]'") from error
+    return optuna
+
+
+def _searcher(config: Config, chosen: Space, kept: list[Trial]) -> Any:
+    from ray.tune.search.optuna import OptunaSearch
+
+    distributions, metric = _optuna().distributions, config.sweep.metric or ""
+    known = [t for t in kept if math.isfinite(t.metrics[metric])]
+
+    def distribution(values: tuple[Any, ...] | Range) -> Any:
+        if not isinstance(values, Range):
+            return distributions.CategoricalDistribution(values)
+        kind = distributions.IntDistribution if values.whole else distributions.FloatDistribution
+        return kind(values.low, values.high, log=values.log)
+
+    return OptunaSearch(
+        space={name: distribution(values) for name, values in chosen.items()},
+        metric=config.sweep.metric,
+        mode="max",
+        seed=config.seed + len(kept),  # else it would propose what is known
+        points_to_evaluate=[t.point for t in known] or None,
+        evaluated_rewards=[t.metrics[metric] for t in known] or None,
+    )

@@ -1,0 +1,129 @@
+"""Training samples: the order in which a training sees images, and Ray Data's tasks that read and augment them."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data.block import BlockAccessor
+
+from ssdd.data import codec
+from ssdd.data.sampling import Sampling
+from ssdd.runtime import cluster, ray_internals
+from ssdd.runtime.pipelines import Parts
+from ssdd.runtime.plan import Plan
+from ssdd.storage import tables
+from ssdd.storage.tables import Row, Table
+
+MOST_TASKS = 20_000
+"""That read a training's samples. Each costs the driver half a millisecond before the first one runs; but where several
+run at once, samples wait in memory for those before them, the more the longer a task is."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order in which a training sees images: one stream of epochs, each of which has every image once.
+
+    An epoch takes the parts of its tables in a random order, a few at a time, and those parts' images in a random
+    order. It follows from the seed and the epoch alone, so that a training can go on anywhere in the stream.
+    """
+
+    images: int
+    part_size: int
+    seed: int
+    together: int = 4
+    """Parts whose images are shuffled together."""
+
+    def rows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """Epoch and image, as its row in the tables, at each position of a piece of the stream."""
+        parts = -(-self.images // self.part_size)
+        for epoch in range(begin // self.images, -(-end // self.images)):
+            starts = self.part_size * np.random.default_rng([self.seed, epoch]).permutation(parts)
+            sizes = np.minimum(self.part_size, self.images - starts)
+            bounds = np.append(0, np.add.reduceat(sizes, range(0, parts, self.together)).cumsum()) + epoch * self.images
+            for group in np.flatnonzero((bounds[:-1] < end) & (bounds[1:] > begin)):
+                k, first = int(group) * self.together, bounds[group]
+                together = zip(starts[k : k + self.together], sizes[k : k + self.together], strict=True)
+                rows = np.concatenate([np.arange(start, start + size) for start, size in together])
+                shuffled = np.random.default_rng([self.seed, epoch, k]).permutation(rows)
+                yield from ((epoch, int(row)) for row in shuffled[max(0, begin - first) : end - first])
+
+
+def pieces(order: Order, stream: range) -> list[range]:
+    """A stream of samples in pieces of whole blocks, one for each task that reads them; at most about MOST_TASKS."""
+    block = stream.step
+    piece = block * -(-max(order.part_size * order.together, len(stream) * block // MOST_TASKS) // block)
+    return [range(k, min(k + piece, stream.stop), block) for k in range(stream.start, stream.stop, piece)]
+
+
+def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range, plan: Plan) -> ray.data.Dataset:
+    """Augmented training samples, a piece of the stream of epochs without a pause between them.
+
+    Columns: `image` uint8 (3, crop, crop), every mask column uint8 (mask_size, mask_size), `presence`
+    bool (num_classes,), `row` int64, the image's row in the tables. How an image is augmented depends on the seed, the
+    epoch and the image alone.
+
+    Args:
+        joined: tables with the same parts.
+        sampling: what a sample is.
+        order: the stream.
+        stream: its positions; the step is the number of samples in a block. Workers that split the blocks take turns,
+            so that a step of all of them has the same samples, however many they are.
+        plan: resources.
+    """
+    items = pieces(order, stream)
+    light = [Table(t.path, ()) for t in joined]  # without the id lists, which every task would carry
+    dataset = ray.data.read_datasource(
+        Parts(items, partial(_read_samples, light, sampling, order)),
+        override_num_blocks=len(items),
+        num_cpus=plan.unit,
+        concurrency=plan.data_tasks,
+        **cluster.off_gpus(),
+    )
+    # Ray Data joins blocks up to this size, and cuts them at one and a half of it: so they stay as they are.
+    dataset.context.target_max_block_size = int(0.8 * stream.step * sampling.bytes_of_sample)
+    return dataset
+
+
+def warm_up(plan: Plan) -> None:
+    """Start the processes that will read samples, and their imports, while a trainer still starts its workers."""
+    options = dict(runtime_env=ray_internals.training_environment(), **cluster.off_gpus())
+    for _ in range(plan.data_tasks):
+        _import_transforms.options(**options).remote()
+
+
+@ray.remote(num_cpus=0, scheduling_strategy="SPREAD")
+def _import_transforms() -> None:
+    import ssdd.data.transforms  # noqa: F401
+
+
+def _read_samples(joined: list[Table], sampling: Sampling, order: Order, stream: range) -> Iterator[pa.Table]:
+    import torch
+
+    from ssdd.data import transforms
+
+    torch.set_num_threads(1)  # this is one of several tasks beside the training
+    transform = transforms.augmentation(sampling.augment)
+    parts: dict[int, list[Row]] = {}
+
+    def sample(epoch: int, number: int) -> Row:
+        part, i = divmod(number, order.part_size)
+        if part not in parts:
+            if len(parts) == 2 * order.together:  # the oldest has been seen
+                del parts[next(iter(parts))]
+            parts[part] = tables.read_joined(joined, part, ["image", "presence", *sampling.masks])
+        row = parts[part][i]
+        image = codec.read_image(row["image"])
+        masks = [codec.read_mask(row[name]) for name in sampling.masks]
+        own_seed = int(np.random.default_rng([order.seed, epoch, part, i]).integers(2**31))
+        image, masks = transforms.augment(transform, image, masks, own_seed, sampling.mask_size)
+        presence = codec.presence_vector(row["presence"], sampling.num_classes)
+        return {"image": image, "presence": presence, "row": number, **dict(zip(sampling.masks, masks, strict=True))}
+
+    wanted = order.rows(stream.start, stream.stop)
+    while chosen := list(itertools.islice(wanted, stream.step)):
+        taken = [sample(*one) for one in chosen]
+        yield BlockAccessor.batch_to_arrow_block({name: np.stack([s[name] for s in taken]) for name in taken[0]})

@@ -1,0 +1,273 @@
+"""Ray Train from the driver: one training of any task, which goes on from its last checkpoint after an interruption."""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.data import ExecutionOptions
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from ssdd.nets import checkpoints
+from ssdd.nets.checkpoints import MODEL
+from ssdd.objectives.task import Task
+from ssdd.runtime import cluster, ray_internals
+from ssdd.runtime.errors import disk_is_full, message_of, original_error
+from ssdd.runtime.plan import Plan, workers_for
+from ssdd.runtime.progress import Event, Mailbox
+from ssdd.runtime.session import Session
+from ssdd.storage.artifacts import Artifact
+from ssdd.storage.paths import AnyPath, RemoteError, RemotePath, remove, stat
+from ssdd.storage.tables import DamagedTableError, Table
+from ssdd.training import ingest, worker
+from ssdd.training.ingest import Order
+from ssdd.training.local_backend import LocalTorchConfig
+from ssdd.training.worker import META, STATE, DivergedError, Loop, LostError, OrderError, Validate
+
+PATIENCE = (5, 20, 80)
+"""Seconds before a training goes on where an object store has failed, at the first interruption and the next ones."""
+RESTARTS = len(PATIENCE)
+"""How often a training goes on after an interruption, without a finished epoch in between."""
+# Errors that come from outside the training, which therefore starts again. Where a worker dies, another one may be the
+# first to report it: by torch's DistError, or by gloo's "closed by peer".
+_LOST = (
+    RayActorError,
+    OutOfMemoryError,
+    torch.distributed.DistError,
+    RemoteError,
+)
+
+
+def run(
+    session: Session,
+    name: str,
+    recipe: dict[str, Any],
+    task: Task,
+    joined: list[Table],
+    validate: Validate | None = None,
+) -> Artifact:
+    """Train on the workers of the session's plan; an artifact with `model.pt`, the network's state dict.
+
+    Args:
+        session: cluster, workspace, progress, tracking.
+        name: of the stage, for progress and metrics.
+        recipe: what the result follows from. A training with the same recipe is not run again, and one that was
+            interrupted is continued.
+        task: what to train.
+        joined: tables with the columns that the task samples.
+        validate: scores the network after each epoch, as `NAME.iou`; the trial of a sweep reports that to Ray Tune.
+    """
+    runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
+    training = _Training(session=session, name=name, runs=runs, task=task, joined=joined, validate=validate)
+    artifact = session.build(name, recipe, training.fit)
+    remove(runs)
+    return artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """One training, in one or more attempts."""
+
+    session: Session
+    name: str
+    runs: AnyPath
+    """The folder of the attempts' checkpoints."""
+    task: Task
+    joined: list[Table]
+    validate: Validate | None
+
+    def fit(self, folder: AnyPath) -> None:
+        """Train to the end, through interruptions, and write the network into a folder."""
+        name, line, epochs_wanted = self.name, self.session.console.line, self.task.train.epochs
+        restarts, epochs, done, plan = 0, 0, -1, self.session.plan
+        while True:
+            try:
+                epochs, state = last_checkpoint(self.runs)
+                restarts, done = (restarts, done) if epochs == done else (0, epochs)
+                if state is not None and epochs >= epochs_wanted:
+                    checkpoints.save(checkpoints.read(state / STATE)["net"], folder / MODEL)
+                    return
+                if state is not None:
+                    line(f"[{name}] goes on after epoch {epochs} of {epochs_wanted}")
+                self._attempt(plan, epochs, state)
+                if last_checkpoint(self.runs)[0] < epochs_wanted:
+                    raise LostError(
+                        f"[{name}] its last checkpoint did not arrive in {self.runs}; the same command goes on"
+                    )
+            except (ray.train.TrainingFailedError, RayActorError, RemoteError) as error:
+                reason = _lost(error)
+                if reason is None:
+                    raise
+                if restarts == RESTARTS:
+                    if isinstance(error, RemoteError):
+                        raise
+                    raise LostError(
+                        f"[{name}] lost a process {restarts + 1} times in epoch {epochs + 1} ({reason}): is there "
+                        "enough memory (--step.micro-batch, --workers)? The same command goes on after the last "
+                        "finished epoch"
+                    ) from error
+                if isinstance(error, RemoteError):
+                    time.sleep(PATIENCE[restarts])
+                restarts += 1
+                plan = cluster.remaining(self.session.plan)
+                line(f"[{name}] interrupted ({reason}); starts again")
+
+    def _attempt(self, plan: Plan, first_epoch: int, resume: AnyPath | None) -> None:
+        """Train from the last checkpoint to the end, on the workers of a plan."""
+        session, task, train, table = self.session, self.task, self.task.train, self.joined[0]
+        images = min(train.batch_size, table.rows)
+        workers = workers_for(images, plan.workers)
+        if images < train.batch_size:
+            session.console.line(f"[{self.name}] {images} images a step, not {train.batch_size}: there are no more")
+        session.console.line(f"[{self.name}] {_workers_line(images, workers, plan.workers)}")
+        steps = table.rows // images
+        order = Order(table.rows, len(table.parts[0]), session.config.seed)
+        stream = range(first_epoch * steps * images, train.epochs * steps * images, images // workers)
+        mailbox, attempt = Mailbox(), f"from-epoch-{first_epoch}-{time.time_ns()}"
+        loop = Loop(
+            name=self.name,
+            task=task,
+            order=order,
+            table=table.path,
+            images=images,
+            steps=steps,
+            threads=plan.threads,
+            step=session.config.step,
+            first_epoch=first_epoch,
+            checkpoints=self.runs / attempt,
+            resume=resume,
+            mailbox=mailbox,
+            validate=self.validate,
+        )
+        trainer = TorchTrainer(
+            # Ray's controller unpacks a train_loop_config, and so would import torch and timm.
+            partial(worker.train, loop),
+            torch_config=LocalTorchConfig() if cluster.on_loopback() else None,
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=plan.use_gpu,
+                resources_per_worker=plan.network_resources,
+                placement_strategy="PACK" if plan.use_gpu else "SPREAD",  # each has its share of a node's threads
+            ),
+            datasets={"train": ingest.samples(self.joined, task.sampling, order, stream, plan)},
+            # In order, and to the workers in turns, so that a step has the same samples wherever its workers are.
+            dataset_config=DataConfig(
+                execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
+            ),
+            run_config=RunConfig(
+                name=attempt,
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                failure_config=_no_restarts(),
+                worker_runtime_env=plan.network_environment,  # type: ignore[call-arg]
+                callbacks=[TuneReportCallback()] if self.validate and session.in_trial else None,  # type: ignore[list-item]
+                **cluster.storage(self.runs),
+            ),
+        )
+        ingest.warm_up(plan)
+        with mailbox.listen(_Progress(session, self.name)), _unwrapped(self.name, self.runs), _own_interrupt():
+            trainer.fit()
+
+
+def _no_restarts() -> FailureConfig:
+    """Ray Train restarts nothing by itself: `_Training.fit` does, with the rest of the samples.
+
+    It may try five times, a minute each, to start the workers; then `fit` goes on with what is left of the cluster.
+    Versions of Ray before 2.58 have no limit of their own for preemptions.
+    """
+    options: dict[str, Any] = dict(max_failures=0, max_preemption_failures=0, controller_failure_limit=5)
+    known = {field.name for field in fields(FailureConfig)}
+    return FailureConfig(**{name: value for name, value in options.items() if name in known})
+
+
+class _Progress:
+    """Shows what the workers send on the terminal, and tracks it."""
+
+    def __init__(self, session: Session, name: str):
+        self.show, self.tracker, self.name = session.console.stage(name), session.tracker, name
+
+    def __call__(self, event: Event) -> None:
+        shares = {k.removeprefix("share."): v for k, v in event.metrics.items() if k.startswith("share.")}
+        text = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if not k.startswith("share."))
+        text += "  " + " ".join(f"{k} {100 * v:.0f}%" for k, v in shares.items())
+        self.show(event.step, event.steps, f"epoch {event.epoch}/{event.epochs}  {text}")
+        self.tracker.metrics({f"{self.name}.{k}": v for k, v in event.metrics.items()}, step=event.step)
+
+
+def _workers_line(images: int, workers: int, available: int) -> str:
+    """Who shares the images of a step, and why not all of the workers do."""
+    text = f"{images} images a step on {workers} worker{'s' if workers > 1 else ''}"
+    return text + (f" of {available}, the most that divide them" if workers < available else "")
+
+
+def _lost(error: Exception) -> str | None:
+    """What became of a training that something outside ended; None where it failed by itself."""
+    for failure in _failures(error):
+        cause = ray_internals.behind(failure)
+        by_peer = isinstance(cause, RuntimeError) and "by peer" in str(cause)  # gloo's
+        if isinstance(cause, _LOST) or by_peer or ray_internals.is_interruption(cause):
+            return message_of(cause).splitlines()[0]
+    return None
+
+
+def _failures(error: Exception) -> list[Exception]:
+    """What went wrong, out of Ray's report of a training."""
+    if isinstance(error, ray.train.WorkerGroupError):
+        return list(error.worker_failures.values())
+    return [getattr(error, "controller_failure", error)]
+
+
+@contextlib.contextmanager
+def _unwrapped(name: str, runs: AnyPath) -> Iterator[None]:
+    """What the user can mend as itself, instead of inside Ray's report of the failure."""
+    try:
+        yield
+    except (ray.train.TrainingFailedError, OSError) as error:
+        failures, by_worker = _failures(error), isinstance(error, ray.train.WorkerGroupError)
+        diverged = [f for f in failures if isinstance(f, DivergedError)]
+        if diverged:  # each worker knows its own images
+            images = tuple(sorted({image for failure in diverged for image in failure.images}))
+            raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
+        for failure in failures:
+            if isinstance(failure, OrderError):
+                raise OrderError(f"[{name}] {failure}") from None
+            if disk_is_full(failure) or isinstance(failure, (RemoteError, DamagedTableError)):
+                raise failure from error
+            unnumbered = getattr(original_error(failure), "errno", 0) is None  # as pyarrow's are
+            if isinstance(failure, OSError) and unnumbered and isinstance(runs, RemotePath) and not by_worker:
+                raise runs.error(failure) from error  # of Ray's own files there
+        raise
+
+
+@contextlib.contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Give Ctrl-C back afterwards: Ray Train would keep it for a training that has ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def last_checkpoint(runs: AnyPath) -> tuple[int, AnyPath | None]:
+    """Epochs done and folder of the furthest whole checkpoint; 0 and None where there is none."""
+    found: list[tuple[int, AnyPath]] = []
+    for path in runs.glob(f"*/*/{META}"):
+        with contextlib.suppress(ValueError, OSError):  # damaged ones are left out
+            meta = json.loads(path.read_text())
+            if stat(path.parent / STATE).st_size == meta["bytes"]:
+                found.append((meta["epoch"], path.parent))
+    return max(found, default=(0, None))

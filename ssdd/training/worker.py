@@ -1,0 +1,249 @@
+"""The training loop, as each worker runs it: steps, learning rate, logging, checkpoints."""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import Tensor, nn
+
+from ssdd.config import StepConfig
+from ssdd.metrics import ConfusionMatrix
+from ssdd.nets import checkpoints
+from ssdd.objectives.optimizer import in_bf16, lr_factor, optimizer_for
+from ssdd.objectives.step import Clock, Workers, gradients
+from ssdd.objectives.task import Task
+from ssdd.runtime import cluster
+from ssdd.runtime.progress import Event, Mailbox
+from ssdd.storage.paths import AnyPath
+from ssdd.storage.tables import open_table
+from ssdd.training.ingest import Order
+
+STATE = "state.pt"
+META = "meta.json"  # of a checkpoint, whose last file it is
+LOG_EVERY = 2.0  # seconds
+CHECK_EVERY = 20  # steps
+
+
+class DivergedError(RuntimeError):
+    """A loss is no longer a number; the message names it, the step, that step's images and the remedy."""
+
+    def __init__(self, what: str, images: tuple[str, ...]):
+        super().__init__(what, images)  # both, for pickle
+        self.what, self.images = what, images
+
+    def __str__(self) -> str:
+        return f"{self.what}: lower the learning rate, or look at the images of that step: {', '.join(self.images)}"
+
+
+class LostError(RuntimeError):
+    """The processes of a training die again and again, or what it made did not arrive; the message says how."""
+
+
+class OrderError(RuntimeError):
+    """Ray Data gave a worker other samples than were to come; the message names them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """What a worker gets."""
+
+    name: str
+    task: Task
+    order: Order
+    """In which the images come, and the seed of everything that is drawn."""
+    table: AnyPath
+    """With the images."""
+    images: int
+    """Of a step, over all workers, which divide it."""
+    steps: int
+    """Of an epoch."""
+    threads: int
+    step: StepConfig
+    first_epoch: int
+    checkpoints: AnyPath
+    """Their folder: Ray Train's of this attempt."""
+    resume: AnyPath | None
+    mailbox: Mailbox
+    validate: "Validate | None"
+
+
+Validate = Callable[[nn.Module, int, int], np.ndarray]
+"""Gives a worker's share of a network's confusion matrix, from its rank and the number of workers."""
+IOU = "iou"  # in percent
+
+
+def train(loop: Loop) -> None:
+    """The training loop, in each worker."""
+    task, train = loop.task, loop.task.train
+    context = ray.train.get_context()
+    workers, rank = context.get_world_size(), context.get_world_rank()
+    where = ray.train.torch.get_device()
+    if where.type == "cpu":
+        torch.set_num_threads(loop.threads)
+    torch.manual_seed(loop.order.seed)
+    net = task.build().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optimizer_for(net, train)
+    if loop.resume is not None:
+        state = checkpoints.read(loop.resume / STATE, where)
+        net.load_state_dict(state["net"])
+        optimizer.load_state_dict(state["optimizer"])
+        del state
+    net.train()
+    if loop.step.compile:
+        net.backbone.compile()
+    together = Workers(net)
+    clock = Clock(where if rank == 0 else torch.device("cpu"))  # the others' times, and their events, nobody reads
+    bf16 = in_bf16(loop.step, where)
+
+    total, size = loop.steps * train.epochs, loop.images // workers
+    batches = ray.train.get_dataset_shard("train").iter_torch_batches(
+        batch_size=size, prefetch_batches=2, drop_last=True, pin_memory=where.type == "cuda"
+    )
+    part, ahead = loop.step.parts_of(size, task.runs_on_actors, where.type == "cuda")
+    log = _Log(loop, total, clock, rank)
+    checks = _Checks(loop, rank, workers)
+    step = loop.first_epoch * loop.steps
+    for batch in clock.each("data_wait", batches):
+        if step % loop.steps == 0:  # dropout, the same whether the training was interrupted or not
+            epoch_seed = np.random.default_rng([loop.order.seed, step // loop.steps, rank]).integers(2**31)
+            torch.manual_seed(int(epoch_seed))
+        for group in optimizer.param_groups:
+            group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
+        losses = gradients(task, net, batch, together, clock, part, ahead, bf16)
+        with clock("update"):
+            optimizer.step()
+        step += 1
+        checks.add(step, losses, batch["row"])
+        ended = step % loop.steps == 0
+        if ended or step % CHECK_EVERY == 0:
+            checks.run()
+        log.step(step, losses, optimizer.param_groups[0]["lr"], loop.images)
+        if ended:
+            epoch = step // loop.steps
+            folder = loop.checkpoints / f"epoch-{epoch}"
+            _report(folder, epoch, net, optimizer, rank, log.validated(step, net, workers))
+
+
+def _report(
+    folder: AnyPath, epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, metrics: dict[str, float]
+) -> None:
+    """An epoch's end to Ray Train; the first worker writes a checkpoint into a new folder."""
+    checkpoint = None
+    if rank == 0:
+        folder.mkdir()  # in Ray's, so that a disk that is not shared is an error
+        # Where it stays: Ray's own upload does not say when it fails at its end.
+        size = checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
+        (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size}))
+        system = ray.train.get_context().get_storage().storage_filesystem
+        checkpoint = Checkpoint(cluster.storage(folder)["storage_path"], system)
+    ray.train.report({"epoch": epoch, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+class _Checks:
+    """Ends a training whose samples or losses are not what they should be, before its state becomes a checkpoint.
+
+    All workers look at the same steps, each for its own images, and rarely: it makes the CPU wait for the GPU.
+    """
+
+    def __init__(self, loop: Loop, rank: int, workers: int):
+        self.loop, self.rank = loop, rank
+        self.ids: list[str] = []  # read when they are needed
+        self.steps: list[tuple[int, dict[str, Tensor], Tensor]] = []
+        self.expected = _expected_rows(loop, rank, workers)
+
+    def add(self, step: int, losses: dict[str, Tensor], rows: Tensor) -> None:
+        """Losses of all workers' samples, and this worker's samples as rows of the images' table."""
+        self.steps.append((step, losses, rows))
+
+    def run(self) -> None:
+        """Look at the steps since the last call.
+
+        Raises:
+            OrderError: the samples of a step are not those of `Order`.
+            DivergedError: a loss is no number.
+        """
+        values = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in self.steps]).cpu()
+        for (step, losses, rows), of_step in zip(self.steps, values, strict=True):
+            expected, seen = next(self.expected), rows.tolist()
+            if seen != expected:
+                raise OrderError(
+                    f"at step {step} worker {self.rank} got the images {', '.join(self._ids(seen))} instead of "
+                    f"{', '.join(self._ids(expected))}: Ray {ray.__version__} split the samples in another way than "
+                    "expected. This epoch is not kept. Train with --workers 1, where nothing is split, and report it"
+                )
+            for name, value in zip(losses, of_step.tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise DivergedError(f"loss.{name} is {value} at step {step}", self._ids(seen))
+        self.steps.clear()
+
+    def _ids(self, rows: list[int]) -> tuple[str, ...]:
+        self.ids = self.ids or list(itertools.chain(*open_table(self.loop.table).parts))
+        return tuple(self.ids[row] for row in rows)
+
+
+def _expected_rows(loop: Loop, rank: int, workers: int) -> Iterator[list[int]]:
+    """Rows of a worker's samples, step by step: workers take turns, so that each has one piece of a step's images."""
+    first, last = (epochs * loop.steps * loop.images for epochs in (loop.first_epoch, loop.task.train.epochs))
+    stream, size = loop.order.rows(first, last), loop.images // workers
+    while step := [row for _, row in itertools.islice(stream, loop.images)]:
+        yield step[rank * size : (rank + 1) * size]
+
+
+class _Log:
+    """Means over the last seconds, sent to the driver by the first worker."""
+
+    def __init__(self, loop: Loop, total: int, clock: Clock, rank: int):
+        self.loop, self.total, self.clock, self.rank = loop, total, clock, rank
+        self._reset()
+
+    def _reset(self) -> None:
+        self.begun, self.count = time.perf_counter(), 0
+        self.sums: dict[str, Tensor] = {}
+
+    def step(self, step: int, losses: dict[str, Tensor], lr: float, images: int) -> None:
+        if self.rank != 0:
+            return
+        self.count += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        elapsed = time.perf_counter() - self.begun
+        if elapsed < LOG_EVERY and step < self.total:
+            return
+        metrics = {f"loss.{name}": float(value) / self.count for name, value in self.sums.items()}
+        metrics |= {
+            "lr": lr,
+            "images_per_s": images * self.count / elapsed,
+        }
+        metrics |= {f"share.{name}": seconds / elapsed for name, seconds in self.clock.read().items()}
+        self._send(step, metrics)
+        self._reset()
+
+    def validated(self, step: int, net: nn.Module, workers: int) -> dict[str, float]:
+        """`NAME.iou` of the network, where it is to be scored after an epoch; all workers take part."""
+        if self.loop.validate is None:
+            return {}
+        net.eval()
+        with self.clock("validation", on_device=False):
+            counts = torch.from_numpy(self.loop.validate(net, self.rank, workers)).to(next(net.parameters()).device)
+            if workers > 1:
+                torch.distributed.all_reduce(counts)
+        net.train()
+        iou = 100 * ConfusionMatrix.of(counts.cpu().numpy()).mean_iou()
+        if self.rank == 0:
+            self._send(step, {IOU: iou})
+        return {f"{self.loop.name}.{IOU}": iou}
+
+    def _send(self, step: int, metrics: dict[str, float]) -> None:
+        epoch = (step - 1) // self.loop.steps + 1
+        self.loop.mailbox.send(
+            Event(step=step, steps=self.total, epoch=epoch, epochs=self.loop.task.train.epochs, metrics=metrics)
+        )
