@@ -23,10 +23,9 @@ def read_config(args, train):
     chosen, _ = script_flags(args, workspace=dict(type=path_flag), preset={})
     workspace = resolve(chosen.workspace, default="workspace", flag="--workspace")
     trained = None if chosen.preset else checkpoints.recall(workspace)
-    if trained is None:
-        config = cli.parse(args, description=__doc__)
-    else:
-        config = cli.override(from_dict(trained.config), args, description=__doc__)
+    if trained is not None:
+        return cli.override(from_dict(trained.config), args, description=__doc__)
+    config = cli.parse(args, description=__doc__)
     if not (train or config.dynamic.weights):
         where = resolve(config.workspace, default="workspace", flag="--workspace")
         method.find_trained(where)  # an error before anything is made there

@@ -1,4 +1,4 @@
-"""A configuration of seconds and a way to run a job, for tests that run jobs through Ray."""
+"""A small network, and for tests that run jobs through Ray a configuration of seconds and a way to run them."""
 
 import contextlib
 import runpy
@@ -8,7 +8,17 @@ from pathlib import Path
 
 import psutil
 
+from ssdd.config import BackboneConfig, NetworkConfig
+
 ROOT = Path(__file__).parent.parent
+NETWORK = NetworkConfig(
+    backbone=BackboneConfig("tf_efficientnet_lite0", 16, "random"),
+    head_channels=16,
+    head_dilation=2,
+    upsample=4,
+    ddnet_channels=8,
+)
+"""Of the tests that build networks without a job."""
 
 
 def _crop(stage):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import NETWORK
 
 from ssdd import losses, refine
-from ssdd.config import BackboneConfig, NetworkConfig
 from ssdd.nets import checkpoints
 from ssdd.nets.networks import DynamicNet, StaticNet
 from ssdd.objectives.dynamic import DynamicTask
@@ -23,13 +23,6 @@ from ssdd.training import trainer, worker
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 4
-NETWORK = NetworkConfig(
-    backbone=BackboneConfig("tf_efficientnet_lite0", 16, "random"),
-    head_channels=16,
-    head_dilation=2,
-    upsample=4,
-    ddnet_channels=8,
-)
 SIZE = NETWORK.mask_size(64)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from small import NETWORK as SMALL
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,8 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 5
 SIDE = 96
-LITE = BackboneConfig("tf_efficientnet_lite0", 16, "random")
-SMALL = NetworkConfig(backbone=LITE, head_channels=16, head_dilation=2, upsample=4, ddnet_channels=8)
+LITE = SMALL.backbone
 MASK = SMALL.mask_size(SIDE)
 
 

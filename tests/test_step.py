@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from small import NETWORK
 from torch import nn
 
 from ssdd import losses, refine
-from ssdd.config import BackboneConfig, NetworkConfig, StepConfig
+from ssdd.config import StepConfig
 from ssdd.nets.networks import AffinityNet, DynamicNet, StaticNet
 from ssdd.objectives.affinity import AffinityTask
 from ssdd.objectives.dynamic import DynamicTask
@@ -26,13 +27,6 @@ from ssdd.presets import mini
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 4
-NETWORK = NetworkConfig(
-    backbone=BackboneConfig("tf_efficientnet_lite0", 16, "random"),
-    head_channels=16,
-    head_dilation=2,
-    upsample=4,
-    ddnet_channels=8,
-)
 SIZE = NETWORK.mask_size(48)
 IMAGES = 8
 

@@ -154,9 +154,9 @@ def gradients(
                 losses = losses.finish()
         _check_names(counts, losses)
         for name, loss in losses.items():
-            if name in counts:
+            if name in counts and not workers.counts_checked:
                 seen[name] = seen[name] + loss.counts if name in seen else loss.counts
-            else:
+            elif name not in counts:
                 late[name] = _joined(late[name], loss) if name in late else loss
         if not unfinished:  # before the backward pass, so that no worker waits for it
             late_counts = _summed(workers, {name: loss.counts for name, loss in late.items()})

@@ -64,8 +64,9 @@ def rescore(session: Session, submission: AnyPath | None = None, train: bool = F
         submission = resolve(submission, default="results.tgz", flag="--submission")
         if submission.is_dir():
             raise ConfigError(f"--submission {submission}: is a folder; name a file in it, results.tgz say")
-        images.run(session, split, need_labels=False)  # missing images are to show before anything is trained
     if train and not config.dynamic.weights and checkpoints.recall(session.workspace) is None:
+        if submission:
+            images.run(session, split, need_labels=False)  # missing images are to show before anything is trained
         scores = run(session)
         if not submission:
             return scores

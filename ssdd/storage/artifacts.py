@@ -119,15 +119,8 @@ def whole(path: AnyPath) -> Iterator[Path]:
             yield aside
             paths.copy(aside, path)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
+    with paths.replacing(path) as aside:
         yield aside
-        os.replace(aside, path)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
 
 
 def _canonical(recipe: dict[str, Any]) -> str:

@@ -336,13 +336,21 @@ def _appearing(path: AnyPath) -> Iterator[Any]:
                 path.unlink()
             raise
         return
+    with replacing(path) as aside, aside.open("wb") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside it for a file or folder, which takes the place of `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
-        with aside.open("wb") as stream:
-            yield stream
-        aside.replace(path)
+        yield aside
+        os.replace(aside, path)
     finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
         aside.unlink(missing_ok=True)
 
 
