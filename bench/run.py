@@ -285,7 +285,9 @@ def test_time_crf(setting):
     rows = [r for first in range(0, len(rows), 8) for r in stage(rows[first : first + 8])]
     drop, out = chosen.evaluate.min_probability, []
     for name, crf in (("test_time_crf", CRFParams()), ("test_time_crf_own", chosen.crf)):
-        both = [partial(crf_rows.segment, ("dynamic",), crf, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)]
+        both = [
+            partial(crf_rows.segment, ("dynamic",), {"crf": crf}, p, chosen.evaluate.sharpen, rows) for p in (0.0, drop)
+        ]
         every, probable = (np.concatenate([codec.read_mask(r["dynamic_crf"]).ravel() for r in made()]) for made in both)
         times = in_turns(3, *both)
         out += [

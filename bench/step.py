@@ -65,7 +65,8 @@ def batch_of(task, images, where):
     coarse = torch.rand(images, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     mask = ((F.interpolate(coarse, (size, size), mode="bilinear")[:, 0] > 0.5) * 8).byte().to(where)
     masks = {name: mask.roll(3 * k, -1) for k, name in enumerate(task.sampling.masks)}
-    return {"image": image, "presence": presence, **masks}
+    plain = F.interpolate(image.float(), (size, size), mode="bilinear", antialias=True).byte()
+    return {"image": image, "plain": plain, "presence": presence, **masks}
 
 
 def main():

@@ -1,4 +1,4 @@
-"""The paper's comparison: the same network and schedule on knowledge, advice (PSA retrained), m^D0, and SSDD.
+"""The paper's comparison: the same network on knowledge, advice (PSA retrained), m^D0, and with SSDD.
 
     python ray_jobs/compare.py [--compare.random-seeds 0 1] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 

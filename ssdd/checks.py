@@ -19,6 +19,9 @@ def validate(config: Config) -> None:
         "static.train": config.static.train,
         "dynamic.train": config.dynamic.train,
     }
+    schedule = (("epochs", config.dynamic.baseline_epochs), ("lr", config.dynamic.baseline_lr))
+    for name, value in schedule:
+        check(value is None or value > 0, f"dynamic.baseline_{name}", "must be positive")
     for name, train in trainings.items():
         check(train.epochs >= 1, f"{name}.epochs", "must be at least 1")
         check(train.batch_size >= 1, f"{name}.batch-size", "must be at least 1")
@@ -35,7 +38,10 @@ def validate(config: Config) -> None:
             )
         hue = train.augment.jitter[3]
         check(min(train.augment.jitter) >= 0 and hue <= 0.5, f"{name}.augment.jitter", "must be >= 0, the hue <= 0.5")
-    for name, crf in (("crf", config.crf), ("seeds.crf", config.seeds.crf), ("dynamic.crf", config.dynamic.crf)):
+    for name, crf in (
+        *(("crf", config.crf), ("gentle_crf", config.gentle_crf)),
+        *(("seeds.crf", config.seeds.crf), ("dynamic.crf", config.dynamic.crf)),
+    ):
         check(crf.iterations >= 1, f"{name}.iterations", "must be at least 1")
         for kernel in ("gaussian_weight", "bilateral_weight"):
             check(getattr(crf, kernel) >= 0, f"{name}.{kernel}", "must not be negative")
@@ -43,10 +49,14 @@ def validate(config: Config) -> None:
             check(getattr(crf, width) > 0, f"{name}.{width}", "must be positive")
     for name, weights in weight_files(config):
         check(weights.expanduser().is_file(), name, f"{weights}: no such file")
-    stride = config.network.backbone.output_stride
+    output_stride = config.network.backbone.output_stride
     check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
-    check(stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
-    stride = max(1, stride)
+    check(output_stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
+    check(1 <= config.network.levels <= 3, "network.levels", "must be 1, 2 or 3")
+    strides = [stride for stride in (1, 2, 4, 8, 16) if stride <= output_stride]
+    fits = config.network.stride in (None, *strides)
+    check(fits, "network.stride", f"must be one of {strides}: at most the backbone's output stride")
+    stride = max(1, config.network.feature_stride)
     check(config.network.head_dilation >= 1, "network.head-dilation", "must be at least 1")
     # Reflection padding must be smaller than the map that it pads.
     for name, side in (
@@ -66,11 +76,12 @@ def validate(config: Config) -> None:
         check(size >= 1, f"network.{name}", "must be at least 1")
     check(config.network.ddnet_channels >= 4, "network.ddnet-channels", "must be at least 4")
     check(config.seeds.cam_size >= 32, "seeds.cam-size", "must be at least 32 pixels")
-    for name in ("alpha_low", "alpha_high", "alpha_walk", "beta"):
+    for name in ("alpha_low", "alpha_high", "alpha_walk", "background_factor", "beta"):
         check(getattr(config.seeds, name) > 0, f"seeds.{name}", "must be positive")
     check(config.seeds.radius >= 2, "seeds.radius", "must be at least 2")
     check(config.seeds.walk_steps >= 0, "seeds.walk-steps", "must not be negative")
     check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")
+    check(config.evaluate.train_images >= 0, "evaluate.train-images", "must not be negative")
     check(config.evaluate.panels >= 0, "evaluate.panels", "must not be negative")
     check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
     for name, ratio in (("static", config.static.bad_ratio), ("dynamic", config.dynamic.bad_ratio)):

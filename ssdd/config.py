@@ -3,7 +3,7 @@
 Neither tyro nor YAML nor torch: `cli` reads a command line, `presets` has the values of each preset.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,21 +36,36 @@ class NetworkConfig:
     """The shape of the networks, shared by all stages."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    levels: int = 1
+    """How many of the backbone's last three levels the heads see, resized to one stride and concatenated. 1: the last
+    one alone, as in the paper."""
+    stride: int | None = None
+    """Input pixels per pixel of what the heads see. Default: the backbone's output stride. A smaller one gives a
+    light network finer masks."""
     head_channels: int = 512
-    """Width of the segmentation head, whose features are DD-Net's high-level input e^h."""
+    """Width of the segmentation head's hidden layer."""
     head_dilation: int = 12
     """Dilation of the head's two 3x3 convolutions."""
     head_norm: Literal["frozen", "group"] = "frozen"
     """Between the head's convolutions: `frozen` (a batch norm that stays what it was, as published) or `group` (a group
     norm that learns). Without the latter, steps as large as a short schedule needs can switch the head's ReLUs off."""
     upsample: int = 2
-    """Masks have this many times the resolution of the high-level features (2: 56 -> 112 at 448 pixels)."""
+    """Masks have this many times the resolution of what the heads see (2: 56 -> 112 at 448 pixels)."""
     ddnet_channels: int = 256
     """Width of DD-Net."""
+    ddnet_features: Literal["head", "backbone"] = "head"
+    """DD-Net's high-level input e^h. head: the head's hidden layer, as in the published code; backbone: what the head
+    sees, as sec. 3.1 has it. A head that is trained on few images learns the seeds by heart, and its hidden layer
+    then says little about where they are wrong."""
+
+    @property
+    def feature_stride(self) -> int:
+        """Input pixels per pixel of what the heads see."""
+        return self.stride or self.backbone.output_stride
 
     def mask_size(self, crop: int) -> int:
         """Side of the masks that belong to a square input of side `crop`."""
-        return -(-crop // self.backbone.output_stride) * self.upsample
+        return -(-crop // self.feature_stride) * self.upsample
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,9 @@ class SeedsConfig:
     alpha_low: float = 4
     alpha_high: float = 32
     alpha_walk: float = 16
+    background_factor: float = 1.0
+    """The random walk starts from so many times the background score (1 - max CAM)^alpha_walk (1: PSA). Above 1, seeds
+    that cover too much shrink."""
     radius: int = 5
     beta: float = 8
     walk_steps: int = 256
@@ -135,9 +153,16 @@ class StaticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicConfig:
-    """Dynamic region refinement (sec. 4.2); the baseline uses its `train` too."""
+    """Dynamic region refinement (sec. 4.2), and the baselines that it must beat: networks on fixed masks."""
 
     train: TrainConfig
+    baseline: Literal["knowledge", "advice"] = "advice"
+    """The masks that dynamic.py's baseline learns from: advice (PSA retrained), or knowledge where that is the stronger
+    rival. compare.py has a row for each."""
+    baseline_epochs: int | None = None
+    """Epochs of the baselines. Default: those of `train`."""
+    baseline_lr: float | None = None
+    """Learning rate of the baselines. Default: that of `train`."""
     init: Literal["classifier", "static"] = "classifier"
     """Where this stage's networks, the baseline's too, start from: the classifier's backbone (sec. 5.1), or all of
     the static stage's network (for short schedules: the first masks m^K1 are then already sensible)."""
@@ -154,6 +179,12 @@ class DynamicConfig:
     weights: tuple[Path, ...] = ()
     """SSDD's published checkpoints of this stage, segmentation and DD-Nets, instead of training."""
 
+    @property
+    def baseline_train(self) -> TrainConfig:
+        """The training of the baselines: `train` with a schedule of their own."""
+        epochs, lr = self.baseline_epochs or self.train.epochs, self.baseline_lr or self.train.lr
+        return replace(self.train, epochs=epochs, lr=lr)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -168,8 +199,13 @@ class EvaluateConfig:
     sharpen: float = 0.0
     """Before the CRF the published code takes the softmax of the ten maps' sum, that is of 10 x the probabilities,
     which leaves the CRF less to say. 0: the CRF gets the probabilities."""
+    gentle: bool = False
+    """Also score the masks after the gentle CRF (`gentle_crf`)."""
     full_size: bool = False
     """Softmax and their sum at the resolution of the input, as in the published code, instead of the masks'."""
+    train_images: int = 256
+    """On how many training images the trained networks and the modules of the dynamic stage are scored, where they have
+    true masks. It is rounded up to whole parts of the list. 0: none."""
     panels: int = 12
     """Number of images in the pictures."""
     show_data: bool = True
@@ -221,13 +257,14 @@ class CompareConfig:
 
     random_seeds: tuple[int, ...] = (0, 1)
     """One repetition for each: static stage, networks and random order. PSA's seeds are made once, with `seed`."""
-    rows: tuple[Literal["baseline_knowledge", "baseline", "baseline_refined", "dynamic"], ...] = (
+    rows: tuple[Literal["baseline_knowledge", "baseline", "gentle_baseline", "baseline_refined", "dynamic"], ...] = (
         "baseline_knowledge",
         "baseline",
         "baseline_refined",
         "dynamic",
     )
-    """What is trained: networks on raw knowledge, on advice (PSA retrained), on m^D0, and with SSDD."""
+    """What is trained: networks on raw knowledge, on advice (PSA retrained), on the advice of the gentle CRF, on m^D0,
+    and with SSDD."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +330,9 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     crf: CRFParams = CRFParams()
     """The full-size CRF: advice, and test time."""
+    gentle_crf: CRFParams = CRFParams(bilateral_weight=5, bilateral_sxy=40, bilateral_srgb=10, iterations=5)
+    """A CRF that changes less than the published one: makes the advice of compare's `gentle_baseline`, and is a second
+    one at test time with `evaluate.gentle`."""
     part_size: int = 32
     """Images in one file of a stage table: the unit of reading and shuffling."""
     inference_batch: int = 8

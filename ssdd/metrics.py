@@ -46,6 +46,11 @@ class ConfusionMatrix:
         union = self.counts.sum(0) + self.counts.sum(1) - hit
         return np.divide(hit, union, out=np.full(self.num_classes, np.nan), where=union > 0)
 
+    def foreground_ratio(self) -> float:
+        """Foreground pixels of the prediction over those of the target; NaN where the target has none."""
+        target, prediction = self.counts[1:].sum(), self.counts[:, 1:].sum()
+        return float(prediction / target) if target else float("nan")
+
     def mean_iou(self) -> float:
         """Mean of `iou` over the classes that occur; NaN where nothing was counted."""
         iou = self.iou()

@@ -31,7 +31,7 @@ SMALL = [
     *("--seeds.classifier.epochs", "1", "--seeds.affinity.epochs", "1", "--seeds.cam-size", "96"),
     *("--static.train.epochs", "1", "--dynamic.train.epochs", "2", "--dynamic.train.batch-size", "4"),
     *("--seeds.cam-scales", "1", "--seeds.walk-steps", "4"),
-    *("--evaluate.size", "96", "--evaluate.scales", "1", "--evaluate.panels", "2"),
+    *("--evaluate.size", "96", "--evaluate.scales", "1", "--evaluate.panels", "2", "--evaluate.train-images", "0"),
     *_crop("seeds.classifier"),
     *_crop("seeds.affinity"),
     *_crop("static.train"),

@@ -46,6 +46,21 @@ def test_the_lines_show_mean_spread_and_each_seed():
     ]
 
 
+def test_ssdd_is_measured_against_the_strongest_baseline_of_each_score():
+    scores = [
+        {"val.baseline_knowledge": k, "val.baseline": a, "val.baseline_refined": 99.0, "val.dynamic": d}
+        for k, a, d in ((40.0, 39.0, 42.0), (41.0, 43.0, 44.0))
+    ]
+    scores = [Scores(mean, {name: {"a": 1.0} for name in mean}) for mean in scores]
+    gains = compare.gains(Comparison("val", (0, 1), scores))
+    assert gains == {"val.dynamic": compare.Gain("val.baseline", [3.0, 1.0])}, "by its mean over the seeds"
+    record = compare.summary(Comparison("val", (0, 1), scores))["gain"]["val.dynamic"]
+    assert record == {"over": "val.baseline", "mean": 2.0, "std": pytest.approx(2**0.5), "values": [3.0, 1.0]}
+    lines = compare.lines(Comparison("val", (0, 1), scores))
+    assert "  val.dynamic   +2.0 +- 1.4  (+3.0  +1.0)  val.baseline" in lines
+    assert compare.gains(Comparison("val", (0,), [Scores({"val.dynamic": 1.0}, {})])) == {}
+
+
 def test_the_papers_rows_are_shown_for_vocs_classes_only():
     rows = {"ours": dict.fromkeys(("background", *VOC_CLASSES), 50.0)}
     lines = per_class_lines(rows)

@@ -128,6 +128,14 @@ def test_presets_are_valid(preset):
         ({"compare__random_seeds": (0, -1)}, ["--compare.random-seeds"]),
         ({"network__backbone__output_stride": 0}, ["--network.backbone.output-stride"]),
         ({"network__head_dilation": 0}, ["--network.head-dilation"]),
+        ({"network__levels": 4}, ["--network.levels"]),
+        ({"network__stride": 16}, ["--network.stride"]),
+        ({"network__stride": 0}, ["--network.stride"]),
+        ({"network__stride": 3}, ["--network.stride: must be one of [1, 2, 4, 8]"]),
+        ({"seeds__background_factor": 0.0}, ["--seeds.background-factor"]),
+        ({"dynamic__baseline_epochs": 0, "dynamic__baseline_lr": -1.0}, ["baseline-epochs", "baseline-lr"]),
+        ({"gentle_crf__iterations": 0}, ["--gentle-crf.iterations"]),
+        ({"evaluate__train_images": -1}, ["--evaluate.train-images"]),
         ({"seeds__classifier_weights": Path("a.pth")}, ["--seeds.classifier-weights: a.pth: no such file"]),
         ({"static__weights": (Path("a.pth"), Path("b.pth"))}, ["--static.weights: a.pth", "--static.weights: b.pth"]),
         ({"dynamic__weights": (Path(__file__),), "rounds": 2}, ["--rounds"]),
@@ -190,6 +198,14 @@ def test_flatten_gives_the_command_line_s_names():
 def test_mask_size_rounds_up():
     assert PAPER.network.mask_size(448) == 112
     assert PAPER.network.mask_size(449) == 114
+    assert dataclasses.replace(PAPER.network, stride=4).mask_size(449) == 2 * 113
+
+
+def test_the_baselines_have_a_schedule_of_their_own():
+    dynamic = PAPER.dynamic
+    assert dynamic.baseline_train == dynamic.train
+    changed = dataclasses.replace(dynamic, baseline_epochs=3, baseline_lr=0.5)
+    assert changed.baseline_train == dataclasses.replace(dynamic.train, epochs=3, lr=0.5)
 
 
 def test_paper_preset_networks():

@@ -23,6 +23,13 @@ def random_input(classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return image, probs
 
 
+def encoded(image: np.ndarray) -> bytes:
+    """The file of an image (H, W, 3)."""
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG")
+    return png.getvalue()
+
+
 def two_colours(edge: int) -> np.ndarray:
     image = np.full((HEIGHT, WIDTH, 3), (200, 40, 40), np.uint8)
     image[:, edge:] = (40, 40, 200)
@@ -162,17 +169,49 @@ def test_crf_processes_import_no_torch():
 def test_a_sharper_unary_term_leaves_the_crf_less_to_say():
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(3), (20, 24)).transpose(2, 0, 1).astype(np.float32)
-    png = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(png, "PNG")
     row = {
         "image_id": "a",
-        "image": png.getvalue(),
+        "image": encoded(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)),
         "dynamic": maps.pack(probs),
     }
 
     def changed(sharpen):
-        (out,) = crf_rows.segment(("dynamic",), CRFParams(), 0.0, sharpen, [row])
+        (out,) = crf_rows.segment(("dynamic",), {"crf": CRFParams()}, 0.0, sharpen, [row])
         return (codec.read_mask(out["dynamic"]) != codec.read_mask(out["dynamic_crf"])).mean()
 
     plain, published, sure = changed(0), changed(10), changed(1000)
     assert plain > published > 0.05 > sure
+
+
+def test_each_crf_has_a_mask_of_its_own():
+    rng = np.random.default_rng(0)
+    row = {
+        "image_id": "a",
+        "image": encoded(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)),
+        "dynamic": maps.pack(rng.dirichlet(np.ones(3), (10, 12)).transpose(2, 0, 1)),
+    }
+    crfs = {"crf": CRFParams(), "gentle": CRFParams(gaussian_weight=0.1, bilateral_weight=0.1, iterations=1)}
+    (out,) = crf_rows.segment(("dynamic",), crfs, 0.0, 0.0, [row])
+    (alone,) = crf_rows.segment(("dynamic",), {"gentle": crfs["gentle"]}, 0.0, 0.0, [row])
+    assert out.keys() == {"image_id", "dynamic", "dynamic_crf", "dynamic_gentle"}
+    assert out["dynamic_gentle"] == alone["dynamic_gentle"] != out["dynamic_crf"]
+
+
+def test_present_masks_take_the_best_of_the_image_s_classes():
+    probs = np.zeros((3, 2, 2), np.float32)
+    probs[[0, 1, 2, 2], [0, 0, 1, 1], [0, 1, 0, 1]] = 1
+    row = {
+        "image_id": "a",
+        "image": encoded(np.zeros((2, 2, 3), np.uint8)),
+        "presence": [4, 7],
+        "net": maps.pack(probs),
+    }
+    (out,) = crf_rows.present_masks(("net",), [row])
+    np.testing.assert_array_equal(codec.read_mask(out["net"]), [[0, 4], [7, 7]])
+
+
+def test_the_background_score_has_a_factor():
+    cam = np.array([[[0.5, 1.0, 0.0]]], np.float32)
+    np.testing.assert_allclose(crf_rows.with_background(cam, 2)[0], [[0.25, 0, 1]])
+    np.testing.assert_allclose(crf_rows.with_background(cam, 2, 1.5)[0], [[0.375, 0, 1.5]])
+    np.testing.assert_array_equal(crf_rows.with_background(cam, 2, 1.5)[1:], cam)

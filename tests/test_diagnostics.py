@@ -35,6 +35,19 @@ def test_a_hand_worked_image():
     assert metrics["oracle"] == pytest.approx(100 * (1 / 2 + 1 + 0) / 3)
 
 
+def test_the_spread_of_the_gap_is_that_of_the_differing_pixels():
+    gaps = np.linspace(-0.2, 0.4, 101)
+    report = DifferenceReport(3)
+    knowledge, advice = np.array([[0] * 101 + [1] * 50], np.uint8), np.array([[2] * 101 + [1] * 50], np.uint8)
+    d_knowledge = np.concatenate([0.5 + gaps, np.ones(50)])[None]  # the last 50 agree and do not count
+    d_advice = np.concatenate([np.full(101, 0.5), np.zeros(50)])[None]
+    report.update(knowledge, advice, np.ones_like(knowledge), d_knowledge, d_advice)  # neither is true: no AUC
+    metrics = report.metrics()
+    assert metrics["gap_low"] == pytest.approx(-0.17, abs=0.01)
+    assert metrics["gap_high"] == pytest.approx(0.37, abs=0.01)
+    assert "auc_gap" not in metrics
+
+
 def test_eq_3s_subtraction_can_help():
     """d^K alone ranks the pixels wrongly; its gap to d^A does not."""
     report = report_of([0, 0], [1, 1], [1, 0], d_knowledge=[0.6, 0.8], d_advice=[0.1, 0.9])

@@ -35,7 +35,7 @@ class GivenCRF:
         self.change = change
 
     def request(self, images, logits, presence):
-        self.mask = self.change(refine.presence_argmax(logits, presence))
+        self.images, self.mask = images, self.change(refine.presence_argmax(logits, presence))
         return self
 
     def wait(self):
@@ -62,6 +62,7 @@ def batch():
     seed = torch.from_numpy(rng.integers(0, 2, (2, SIZE, SIZE)))
     return {
         "image": torch.from_numpy(rng.integers(0, 255, (2, 3, 64, 64), dtype=np.uint8)),
+        "plain": torch.from_numpy(rng.integers(0, 255, (2, 3, SIZE, SIZE), dtype=np.uint8)),
         "presence": presence,
         "refined": torch.stack([seed[0] * 3, seed[1] * 2]).byte(),
     }
@@ -88,6 +89,13 @@ def test_a_step_has_the_four_losses_of_eq_15_and_trains_everything(net):
         assert any(p.grad is not None and p.grad.any() for p in net.get_submodule(part).parameters()), part
 
 
+def test_the_crf_sees_the_image_without_colour_jitter(net):
+    crf, data = GivenCRF(), batch()
+    losses_of(task(crf), net, data)
+    assert crf.images is data["plain"]
+    assert task().sampling.plain
+
+
 def test_main_learns_a_mask_of_present_classes_made_of_seed_and_network(net, monkeypatch):
     masks = []
     original = losses.segmentation_loss
@@ -105,7 +113,7 @@ def test_alpha_weighs_seed_against_target(net):
     data = batch()
     net.eval()
     whole, none, half = (losses_of(task(alpha=a), net, data)["sub"].item() for a in (1.0, 0.0, 0.5))
-    logits = net.sub(net.backbone(data["image"]).high)[0]
+    logits = net.sub(net.features(data["image"]).high)[0]
     assert whole == pytest.approx(losses.segmentation_loss(logits, data["refined"]).value().item(), rel=1e-5)
     assert half == pytest.approx((whole + none) / 2, rel=1e-5)
 
@@ -138,7 +146,7 @@ def test_the_second_step_by_the_equations(net, target):
         torch.nn.init.normal_(layer.weight, std=0.5)
     data, config = batch(), replace(mini().dynamic, target=target, alpha=0.3)
     presence, d0 = data["presence"], data["refined"].long()
-    features = net.backbone(data["image"])
+    features = net.features(data["image"])
     logits, high = net.main(features.high)
     sub_logits, sub_high = net.sub(features.high)
 

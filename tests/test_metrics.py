@@ -95,3 +95,10 @@ def test_bad_masks_are_refused_and_not_counted(prediction, target, message):
     with pytest.raises(ValueError, match=message):
         matrix.update(np.array(prediction), np.array(target))
     assert not matrix.counts.any()
+
+
+def test_foreground_of_the_prediction_over_the_targets():
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([1, 2, 1, 0, 0]), np.array([1, 1, 0, 0, 255]))
+    assert matrix.foreground_ratio() == 3 / 2
+    assert np.isnan(ConfusionMatrix(3).foreground_ratio())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from small import NETWORK as SMALL
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -136,6 +137,46 @@ def test_each_difference_network_gives_a_map_at_mask_size():
         assert ddnet(shared, masks()).shape == (2, MASK, MASK)
 
 
+FINER = dataclasses.replace(SMALL, levels=3, stride=8, upsample=2)
+
+
+@pytest.mark.parametrize("side", [SIDE, 100])
+@pytest.mark.parametrize("ddnet_features", ["head", "backbone"])
+@pytest.mark.parametrize(("levels", "stride"), [(1, None), (1, 8), (2, 8), (3, 8), (3, 4)])
+def test_levels_meet_at_the_chosen_stride(levels, stride, ddnet_features, side):
+    config = dataclasses.replace(SMALL, levels=levels, stride=stride, ddnet_features=ddnet_features)
+    net, batch = DynamicNet(config, CLASSES).eval(), images(side=side)
+    features, levels_of_backbone = net.features(batch), net.backbone(batch).levels[-levels:]
+    small = -(-side // (stride or 16))
+    assert features.high.shape == (2, sum(level.shape[1] for level in levels_of_backbone), small, small)
+    joined = [F.interpolate(x, (small, small), mode="bilinear") for x in levels_of_backbone]
+    torch.testing.assert_close(features.high, torch.cat(joined, 1))
+    size = config.mask_size(side)
+    assert net(batch).shape == (2, CLASSES, size, size)
+    _, hidden = net.sub(features.high)
+    for ddnet in (net.ddnet1, net.ddnet2):
+        shared = net.difference_features(ddnet, features, hidden)
+        assert shared.shape == (2, SMALL.ddnet_channels, size, size)
+        assert ddnet(shared, torch.zeros(2, size, size)).shape == (2, size, size)
+
+
+def test_full_size_logits_have_the_input_s_size_at_any_stride():
+    assert SegmentationNet(FINER, CLASSES).eval()(images(), full_size=True).shape == (2, CLASSES, SIDE, SIDE)
+
+
+@pytest.mark.parametrize(("ddnet_features", "on_head"), [("head", True), ("backbone", False)])
+def test_ddnet_sees_the_head_or_the_backbone(ddnet_features, on_head):
+    net = StaticNet(dataclasses.replace(FINER, ddnet_features=ddnet_features), CLASSES)
+    features = net.features(images())
+    _, hidden = net.main(features.high)
+    shared = net.difference_features(net.ddnet, features, hidden)
+    assert torch.equal(shared, net.difference_features(net.ddnet, features, hidden + 1)) is not on_head
+    other = features._replace(high=features.high + 1)
+    assert torch.equal(shared, net.difference_features(net.ddnet, other, hidden)) is on_head
+    shared.sum().backward()
+    assert not any(p.grad is not None for part in (net.backbone, net.main) for p in part.parameters())
+
+
 # DD-Net
 
 
@@ -149,7 +190,7 @@ def test_ddnet_is_three_convolutions_and_a_residual_block(static_net):
 
 def test_ddnet_of_the_paper_has_its_channels():
     with torch.device("meta"):
-        ddnet = DDNet(128, 21, NetworkConfig())
+        ddnet = DDNet(128 + 512, 21, NetworkConfig())
     convs = [layer for layer in ddnet.children() if isinstance(layer, nn.Conv2d)]
     facts = {(c.in_channels, c.out_channels, c.kernel_size[0]) for c in convs}
     assert facts == {(640, 256, 3), (21, 256, 1), (256, 1, 1)}

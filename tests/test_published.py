@@ -554,6 +554,7 @@ def test_what_is_missing_is_said_with_the_remedy(save, net, files, message):
         (NetworkConfig(backbone=PAPER.backbone, head_norm="group"), r"--network\.head-norm frozen"),
         (NetworkConfig(backbone=PAPER.backbone, head_dilation=6), r"--network\.head-dilation 12"),
         (NetworkConfig(backbone=PAPER.backbone, upsample=4), r"--network\.upsample 2"),
+        (NetworkConfig(backbone=PAPER.backbone, stride=4), r"leave --network\.stride out"),
     ],
 )
 def test_a_network_that_would_compute_something_else_is_refused(save, network, message):

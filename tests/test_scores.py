@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssdd.reports.scores import Scores, collapsed, table_lines
+from ssdd.reports.scores import Scores, collapsed, difference_lines, read_scores, table_lines, write_scores
 
 CLASSES = ("background", "cat", "dog")
 
@@ -24,3 +24,28 @@ def test_the_table_lists_every_score_or_says_that_there_is_none():
     lines = table_lines(Scores({"train.advice": 50.04, "val.dynamic": 7.0}, {}))
     assert lines == ["mean IoU (%)", "  train.advice   50.0", "  val.dynamic     7.0"]
     assert table_lines(Scores({}, {})) == ["no true masks: nothing to score"]
+
+
+def test_the_foreground_stands_beside_the_scores_that_have_it():
+    lines = table_lines(Scores({"train.advice": 50.04, "val.dynamic": 7.0}, {}, {}, {"train.advice": 1.294}))
+    assert lines == [
+        "mean IoU (%), and foreground pixels over the truth's",
+        "  train.advice   50.0   1.29",
+        "  val.dynamic     7.0",
+    ]
+
+
+def test_the_difference_has_a_column_for_each_stage():
+    difference = {"train.differing": 3.5, "train.auc_gap": 0.644, "dynamic1.differing": 12.0, "dynamic1.gap_low": -0.1}
+    lines = difference_lines(difference)
+    assert lines[0].split() == ["where", "two", "masks", "differ", "seeds", "module", "1"]
+    assert [line.split()[-2:] for line in lines[1:]] == [["3.5", "12.0"], ["0.64", "-"], ["-", "-0.10"]]
+    assert len({len(line) for line in lines}) == 1
+    assert difference_lines({}) == []
+
+
+def test_scores_survive_their_file(tmp_path):
+    scores = Scores({"a": 1.0}, {"a": {"cat": None}}, {"train.differing": 3.0}, {"a": 1.1})
+    write_scores(tmp_path / "metrics.json", scores)
+    assert read_scores(tmp_path / "metrics.json") == scores
+    assert scores.flat() == {"a": 1.0, "difference.train.differing": 3.0, "foreground.a": 1.1}

@@ -64,6 +64,7 @@ BAD = [
     (CRF_SWEEP, ["crf.gaussian-weight=1:3"], "a grid needs values"),
     (ALPHA_SWEEP, ["dynamic.train.epochs=1,2"], "epoch by epoch"),
     (ALPHA_SWEEP, ["dynamic.alpha=0,1.5"], "must lie in 0..1"),
+    (ALPHA_SWEEP, ["dynamic.baseline-lr=0.1,0.2"], "do not change SSDD's training"),
     (ALPHA_SWEEP, ["dynamic.train.augment.resize=160,200"], "of several values"),
     (ALPHA_SWEEP, ["dynamic.alpha=0.7:0.2"], "LOW < HIGH"),
     (ALPHA_SWEEP, ["dynamic.alpha=0:1:log"], "LOW > 0"),

@@ -98,7 +98,13 @@ def make_batch():
     affinity = torch.from_numpy(rng.integers(0, 3, (IMAGES, 6, 6), dtype=np.uint8))
     affinity[2:5] = 255
     images = torch.from_numpy(rng.integers(0, 255, (IMAGES, 3, 48, 48), dtype=np.uint8))
-    return {"image": images, "presence": presence, "affinity": affinity, **masks}
+    return {
+        "image": images,
+        "plain": images[:, :, :SIZE, :SIZE],
+        "presence": presence,
+        "affinity": affinity,
+        **masks,
+    }
 
 
 def step(name, batch, parts=1, ahead=None):

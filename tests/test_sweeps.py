@@ -114,7 +114,7 @@ def test_sweep_bias_agrees_with_the_masks_themselves(places, small, capsys):
 
 def test_a_failed_trial_does_not_end_sweep_alpha(places, small, capsys):
     _, workspace = places
-    run_job("sweep_alpha", *small, "--sweep.space", "dynamic.train.lr=0.003,1e30", "--sweep.images", "4")
+    run_job("sweep_alpha", *small, "--sweep.space", "dynamic.train.lr=0.0025,1e30", "--sweep.images", "4")
     out = capsys.readouterr().out
     trials = json.loads((newest(workspace, "sweep_alpha") / "trials.json").read_text())
     assert [t["state"] for t in trials] == ["finished", "failed"]

@@ -6,7 +6,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ssdd.config import AugmentConfig
-from ssdd.data.transforms import IGNORE, augment, augmentation, square
+from ssdd.data.transforms import IGNORE, augment, augmentation, square, square_masks
 
 JITTER = (0.3, 0.3, 0.3, 0.1)
 NONE = (0.0, 0.0, 0.0, 0.0)
@@ -32,7 +32,7 @@ def inner(mask: np.ndarray, reach: int) -> np.ndarray:
 def test_image_and_masks_stay_aligned(seed, resize):
     image, mask = blocks(seed)
     transform = augmentation(AugmentConfig(48, resize, NONE))
-    out, (out_mask, twin) = augment(transform, image, [mask, mask], seed, None)
+    out, (out_mask, twin), _ = augment(transform, image, [mask, mask], seed, None)
     safe = inner(out_mask, 3)
     assert safe.mean() > 0.1
     np.testing.assert_array_equal(np.rint(out[0][safe] / GREY), out_mask[safe])
@@ -43,21 +43,24 @@ def test_image_and_masks_stay_aligned(seed, resize):
 def test_small_masks_stay_aligned(seed):
     image, mask = blocks(seed)
     transform = augmentation(AugmentConfig(48, (96, 112), NONE))
-    out, (small,) = augment(transform, image, [mask], seed, 12)
+    out, (small,), plain = augment(transform, image, [mask], seed, 12, plain=True)
     pooled = out[0].reshape(12, 4, 12, 4).mean((1, 3))
     safe = inner(small, 1)
     assert safe.mean() > 0.1
     np.testing.assert_array_equal(np.rint(pooled[safe] / GREY), small[safe])
+    np.testing.assert_array_equal(np.rint(plain[0][safe] / GREY), small[safe])
 
 
 def test_shapes_and_dtypes():
     image, mask = blocks()
     transform = augmentation(AugmentConfig(48, (48, 80), JITTER))
     for mask_size, side in ((None, 48), (12, 12)):
-        out, masks = augment(transform, image[:40], [mask[:40]] * 2, 0, mask_size)
+        out, masks, plain = augment(transform, image[:40], [mask[:40]] * 2, 0, mask_size, plain=True)
         assert (out.shape, out.dtype) == ((3, 48, 48), np.uint8)
+        assert (plain.shape, plain.dtype) == ((3, side, side), np.uint8)
         assert [(m.shape, m.dtype) for m in masks] == [((side, side), np.uint8)] * 2
-    assert augment(transform, image, [], 0, None)[1] == []
+    without = augment(transform, image, [], 0, None)
+    assert (without.masks, without.plain) == ([], None)
 
 
 def test_the_seed_alone_decides():
@@ -65,8 +68,8 @@ def test_the_seed_alone_decides():
     transform = augmentation(AugmentConfig(48, (48, 80), JITTER))
 
     def drawn(seed: int) -> bytes:
-        out, masks = augment(transform, image, [mask], seed, 12)
-        return out.tobytes() + masks[0].tobytes()
+        out, masks, plain = augment(transform, image, [mask], seed, 12, plain=True)
+        return out.tobytes() + masks[0].tobytes() + plain.tobytes()
 
     torch.manual_seed(1)
     first = drawn(5)
@@ -87,24 +90,25 @@ def test_the_caller_s_random_state_and_arrays_are_left_alone():
 
 def test_jitter_changes_the_image_and_not_the_masks():
     image, mask = blocks()
-    plain, jittered = (
-        augment(augmentation(AugmentConfig(48, (48, 80), j)), image, [mask], 3, None) for j in (NONE, JITTER)
+    without, jittered = (
+        augment(augmentation(AugmentConfig(48, (48, 80), j)), image, [mask], 3, None, True) for j in (NONE, JITTER)
     )
-    assert (plain[0] != jittered[0]).any()
-    np.testing.assert_array_equal(plain[1][0], jittered[1][0])
+    assert (without.image != jittered.image).any()
+    np.testing.assert_array_equal(without.masks[0], jittered.masks[0])
+    np.testing.assert_array_equal(jittered.plain, without.image)
 
 
 def test_masks_get_no_new_values():
     image, mask = blocks()
     mask = np.where(mask == 1, 200, mask)
     for seed in range(5):
-        _, (out,) = augment(augmentation(AugmentConfig(48, (50, 90), JITTER)), image, [mask], seed, 12)
+        (out,) = augment(augmentation(AugmentConfig(48, (50, 90), JITTER)), image, [mask], seed, 12).masks
         assert set(np.unique(out)) <= set(np.unique(mask))
 
 
 def test_padding_is_unlabelled():
     image, mask = np.full((64, 64, 3), 255, np.uint8), np.zeros((64, 64), np.uint8)
-    out, (out_mask,) = augment(augmentation(AugmentConfig(80, (64, 64), NONE)), image, [mask], 0, None)
+    out, (out_mask,), _ = augment(augmentation(AugmentConfig(80, (64, 64), NONE)), image, [mask], 0, None)
     assert out.shape == (3, 80, 80)
     assert (out_mask == IGNORE).sum() == 80 * 80 - 64 * 64
     np.testing.assert_array_equal(out, np.where(out_mask == IGNORE, 127, 255)[None].repeat(3, 0))
@@ -114,7 +118,7 @@ def test_both_mirror_images_occur():
     image = np.zeros((48, 48, 3), np.uint8)
     image[:, :24] = 200
     transform = augmentation(AugmentConfig(48, (48, 48), NONE))
-    assert {int(augment(transform, image, [], seed, None)[0][0, 0, 0]) for seed in range(12)} == {0, 200}
+    assert {int(augment(transform, image, [], seed, None).image[0, 0, 0]) for seed in range(12)} == {0, 200}
 
 
 def test_square_resizes_both_sides():
@@ -124,3 +128,10 @@ def test_square_resizes_both_sides():
     assert (out.shape, out.dtype) == ((3, 40, 40), np.uint8)
     assert out[:, 20, 5].tolist() == [0, 0, 0]
     assert out[:, 20, 35].tolist() == [10, 20, 30]
+
+
+def test_masks_of_any_size_become_one_batch():
+    mask = np.array([[0, 0, 7, 7]] * 2, np.uint8)
+    out = square_masks([mask, mask.repeat(3, 0)], 4)
+    assert (out.shape, out.dtype) == ((2, 4, 4), torch.int64)
+    assert out.tolist() == [[[0, 0, 7, 7]] * 4] * 2

@@ -20,7 +20,9 @@ FORMAT = 1  # raise it whenever the drawings change, so that an older folder is 
 RECORD = "synthetic.json"
 
 
-def generate(root: Path, *, train: int = 160, val: int = 60, size: tuple[int, int] = (160, 128), seed: int = 0) -> Path:
+def generate(
+    root: Path, *, train: int = 288, val: int = 120, size: tuple[int, int] = (160, 128), seed: int = 0
+) -> Path:
     """Draw a VOC-layout folder, deterministic by `seed`, whole or not at all; returns `root`.
 
     Masks are palette PNGs: 0 background, 1..K `CLASSES`, 255 object borders.  A folder that already holds the

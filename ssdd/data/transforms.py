@@ -1,6 +1,6 @@
 """Augmentation of an image together with its masks, and the fixed square input of inference."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,23 +27,47 @@ class RandomSquareResize(v2.Transform):
         return F.resize(inpt, [params["side"]] * 2, antialias=True)
 
 
-def augmentation(config: AugmentConfig) -> v2.Compose:
-    """The training transform of a (tv_tensors.Image, [tv_tensors.Mask, ...]) pair; random through torch's generator."""
-    brightness, contrast, saturation, hue = config.jitter
-    return v2.Compose(
+class Augmentation(NamedTuple):
+    """The training transform in two steps, both random through torch's generator."""
+
+    geometry: v2.Compose
+    """Of a (tv_tensors.Image, [tv_tensors.Mask, ...]) pair: resize, crop, flip."""
+    colours: v2.ColorJitter
+    """Of the image alone."""
+
+
+class Augmented(NamedTuple):
+    """A training sample."""
+
+    image: np.ndarray
+    """uint8 (3, crop, crop)."""
+    masks: list[np.ndarray]
+    """uint8 (mask_size, mask_size) each, or (crop, crop) without a mask_size."""
+    plain: np.ndarray | None
+    """The image before the colour jitter at the masks' size, uint8 (3, s, s), where it was asked for."""
+
+
+def augmentation(config: AugmentConfig) -> Augmentation:
+    """The training transform of a configuration."""
+    geometry = v2.Compose(
         [
             RandomSquareResize(config.resize),
             # A side smaller than the crop is padded: mid-grey, and "no label" in the masks.
             v2.RandomCrop(config.crop, pad_if_needed=True, fill={tv_tensors.Image: 127, tv_tensors.Mask: IGNORE}),
             v2.RandomHorizontalFlip(),
-            v2.ColorJitter(brightness, contrast, saturation, hue),
         ]
     )
+    return Augmentation(geometry, v2.ColorJitter(*config.jitter))
 
 
 def augment(
-    transform: v2.Compose, image: np.ndarray, masks: list[np.ndarray], seed: int, mask_size: int | None
-) -> tuple[np.ndarray, list[np.ndarray]]:
+    transform: Augmentation,
+    image: np.ndarray,
+    masks: list[np.ndarray],
+    seed: int,
+    mask_size: int | None,
+    plain: bool = False,
+) -> Augmented:
     """One augmented training sample, a function of its arguments alone.
 
     Args:
@@ -52,21 +76,28 @@ def augment(
         masks: uint8 (H, W) each, transformed with the image (nearest neighbour).
         seed: of this sample.
         mask_size: side that the masks are sampled down to, or None to leave them at the crop's.
-
-    Returns:
-        image uint8 (3, crop, crop) and the masks, uint8 (mask_size, mask_size).
+        plain: also give the image without colour jitter.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sample = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        out, out_masks = transform(sample, [tv_tensors.Mask(torch.from_numpy(np.array(m))) for m in masks])
+        crop, out_masks = transform.geometry(sample, [tv_tensors.Mask(torch.from_numpy(np.array(m))) for m in masks])
+        out = transform.colours(crop)
     if mask_size is not None:
         size = [mask_size, mask_size]
         out_masks = [F.resize(m[None], size, interpolation=v2.InterpolationMode.NEAREST_EXACT)[0] for m in out_masks]
-    return out.contiguous().numpy(), [m.contiguous().numpy() for m in out_masks]
+        crop = F.resize(crop, size, antialias=True) if plain else crop
+    arrays = [m.contiguous().numpy() for m in out_masks]
+    return Augmented(out.contiguous().numpy(), arrays, crop.contiguous().numpy() if plain else None)
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
     """The inference input: uint8 (H, W, 3) resized to uint8 (3, side, side)."""
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     return F.resize(tensor, [side, side], antialias=True).contiguous().numpy()
+
+
+def square_masks(masks: list[np.ndarray], side: int) -> torch.Tensor:
+    """Masks, uint8 (H, W) of any size, sampled to one square: int64 (N, side, side)."""
+    size, nearest = [side, side], v2.InterpolationMode.NEAREST_EXACT
+    return torch.cat([F.resize(torch.from_numpy(np.array(m))[None], size, interpolation=nearest) for m in masks]).long()

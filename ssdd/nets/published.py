@@ -118,7 +118,10 @@ def fill(net: nn.Module, files: Sequence[AnyPath]) -> list[str]:
         if "imagenet" in kinds:
             remedies.append("the ImageNet file fills a backbone alone: give it to --network.backbone.weights")
         if wrong:
-            remedies.append("shapes follow the number of classes, --network.head-channels and --network.ddnet-channels")
+            remedies.append(
+                "shapes follow the number of classes, --network.head-channels, --network.ddnet-channels, "
+                "--network.levels and --network.ddnet-features"
+            )
         raise WeightsError(
             f"{', '.join(map(str, files)) or 'no file'}: {len(missing)} tensors are missing and {len(wrong)} have "
             f"another shape ({_short([*missing, *wrong])}); {'; '.join(remedies)}"
@@ -131,6 +134,8 @@ def _check(net: nn.Module) -> None:
     """Refuse a network that equal shapes would not keep from computing something else."""
     if not isinstance(getattr(net, "backbone", None), ResNet38):
         raise WeightsError("the published weights are a ResNet-38's: set --network.backbone.name resnet38")
+    if isinstance(net, SegmentationNet) and net.stride != net.backbone.output_stride:
+        raise WeightsError("the published heads see the backbone's own stride: leave --network.stride out")
     for head in net.modules():
         if isinstance(head, SegmentationHead) and (
             head.dilation != 12 or head.upsample != 2 or not isinstance(head.norm, nn.BatchNorm2d)

@@ -29,7 +29,8 @@ class AffinityTask:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(("affinity",), seed_size(self.train.augment.crop), self.train.augment, self.classes)
+        size = seed_size(self.train.augment.crop)
+        return Sampling(masks=("affinity",), mask_size=size, augment=self.train.augment, num_classes=self.classes)
 
     def build(self) -> AffinityNet:
         net = AffinityNet(self.network)

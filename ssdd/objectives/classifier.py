@@ -25,7 +25,7 @@ class ClassifierTask:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling((), None, self.train.augment, self.classes)
+        return Sampling(masks=(), mask_size=None, augment=self.train.augment, num_classes=self.classes)
 
     def build(self) -> Classifier:
         net = Classifier(self.network, self.classes - 1)

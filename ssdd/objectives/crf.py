@@ -6,7 +6,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdd import exact_crf, refine
@@ -34,7 +33,7 @@ class BatchCRF(Protocol):
         """Ask for the CRF masks of the present classes' softmax.
 
         Args:
-            images: uint8 (N, 3, H, W).
+            images: uint8 (N, 3, h, w), without colour jitter.
             logits: (N, C, h, w).
             presence: bool (N, C), background included.
         """
@@ -65,7 +64,7 @@ class ExactCRF:
     def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
         with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
             probs = refine.presence_softmax(logits.float(), presence)
-            return _Now(exact_crf.mean_field(at_mask_size(images, logits), probs, self.params).argmax(1))
+            return _Now(exact_crf.mean_field(images, probs, self.params).argmax(1))
 
 
 @dataclass(frozen=True)
@@ -99,19 +98,13 @@ class Later:
         return masks.to(self.device, non_blocking=True).long()
 
 
-def at_mask_size(images: Tensor, logits: Tensor) -> Tensor:
-    """The images at the masks' resolution, uint8 (N, 3, h, w)."""
-    small = F.interpolate(images.float(), logits.shape[-2:], mode="bilinear", antialias=True)
-    return small.round().clamp(0, 255).byte()
-
-
 def copied(images: Tensor, logits: Tensor, presence: Tensor) -> Callable[[], Inputs]:
     """Start copies to the CPU; the function returned waits for them and gives `crf_masks`'s first three arguments."""
     with torch.no_grad():
         probs = refine.presence_softmax(logits.float(), presence).half()
-        small = at_mask_size(images, logits).permute(0, 2, 3, 1).contiguous()
+        pixels_last = images.permute(0, 2, 3, 1).contiguous()
     # To pinned memory, so that the copies wait for the GPU while this process does not.
-    there = [x.to("cpu", non_blocking=True) for x in (small, probs, presence)]
+    there = [x.to("cpu", non_blocking=True) for x in (pixels_last, probs, presence)]
     ready = torch.cuda.Event(blocking=True) if logits.is_cuda else None  # else waiting for it would take a core
     if ready is not None:
         ready.record()

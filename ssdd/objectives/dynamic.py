@@ -32,7 +32,9 @@ class DynamicTask:
     @property
     def sampling(self) -> Sampling:
         size = self.network.mask_size(self.train.augment.crop)
-        return Sampling(("refined",), size, self.train.augment, self.classes)
+        return Sampling(
+            masks=("refined",), mask_size=size, augment=self.train.augment, num_classes=self.classes, plain=True
+        )
 
     def build(self) -> DynamicNet:
         net = DynamicNet(self.network, self.classes)
@@ -50,14 +52,15 @@ class DynamicTask:
     def losses(self, net: DynamicNet, batch: Batch) -> Halfway:
         """The forward pass up to the CRF: the network's masks, and of the difference maps those that need no advice."""
         presence, seed = batch["presence"], batch["refined"].long()
-        features = net.backbone(batch["image"])
-        logits, high = net.main(features.high)
-        crf = self.crf.request(batch["image"], logits.detach(), presence)
+        features = net.features(batch["image"])
+        logits, hidden = net.main(features.high)
+        crf = self.crf.request(batch["plain"], logits.detach(), presence)
         knowledge = refine.presence_argmax(logits.detach(), presence)
-        shared1 = net.ddnet1.features(features.low, high)
+        shared1 = net.difference_features(net.ddnet1, features, hidden)
         d_knowledge = net.ddnet1(shared1, knowledge)
-        sub_logits, sub_high = net.sub(features.high)
-        shared2 = net.ddnet2.features(features.low, sub_high)  # as published; the paper does not say whose
+        sub_logits, sub_hidden = net.sub(features.high)
+        # With features of a head, those of the sub branch as published; the paper does not say whose.
+        shared2 = net.difference_features(net.ddnet2, features, sub_hidden)
         first = BeforeCRF(
             presence=presence,
             seed=seed,

@@ -27,7 +27,7 @@ class FixedTask:
     @property
     def sampling(self) -> Sampling:
         size = self.network.mask_size(self.train.augment.crop)
-        return Sampling((self.column,), size, self.train.augment, self.classes)
+        return Sampling(masks=(self.column,), mask_size=size, augment=self.train.augment, num_classes=self.classes)
 
     def build(self) -> SegmentationNet:
         net = SegmentationNet(self.network, self.classes)

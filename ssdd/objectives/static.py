@@ -29,8 +29,8 @@ class StaticTask:
 
     @property
     def sampling(self) -> Sampling:
-        crop = self.train.augment.crop
-        return Sampling(("knowledge", "advice"), self.network.mask_size(crop), self.train.augment, self.classes)
+        size, masks = self.network.mask_size(self.train.augment.crop), ("knowledge", "advice")
+        return Sampling(masks=masks, mask_size=size, augment=self.train.augment, num_classes=self.classes)
 
     def build(self) -> StaticNet:
         net = StaticNet(self.network, self.classes)
@@ -47,9 +47,9 @@ class StaticTask:
 
     def losses(self, net: StaticNet, batch: Batch) -> dict[str, Means]:
         knowledge, advice = batch["knowledge"].long(), batch["advice"].long()
-        features = net.backbone(batch["image"])
-        logits, high = net.main(features.high)
-        shared = net.ddnet.features(features.low, high)
+        features = net.features(batch["image"])
+        logits, hidden = net.main(features.high)
+        shared = net.difference_features(net.ddnet, features, hidden)
         vanished = refine.vanished(knowledge, advice, batch["presence"], self.static.bad_ratio)
         return {
             "base": losses.segmentation_loss(logits, knowledge),  # eq. 7

@@ -26,6 +26,8 @@ class DifferenceReport:
         # Of the pixels where either mask is true: how many have each d^K, and each d^K - d^A, by who is true.
         self.by_knowledge = np.zeros((2, _LEVELS + 1), np.int64)
         self.by_gap = np.zeros((2, 2 * _LEVELS + 1), np.int64)
+        # Of all differing pixels: how many have each d^K - d^A.
+        self.gaps = np.zeros(2 * _LEVELS + 1, np.int64)
         # Of all pixels: how many have each d, and how many of those differ, for either mask.
         self.reliability = np.zeros((2, 2, _LEVELS + 1), np.int64)
 
@@ -48,9 +50,11 @@ class DifferenceReport:
         if not d:
             return
         d_levels = [np.rint(np.clip(values, 0, 1) * _LEVELS).astype(np.int64) for values in d]
+        gap = d_levels[0] - d_levels[1] + _LEVELS
+        self.gaps += np.bincount(gap[differ], minlength=2 * _LEVELS + 1)
         for who, where in enumerate((knowledge_true, advice_true)):
             self.by_knowledge[who] += np.bincount(d_levels[0][where], minlength=_LEVELS + 1)
-            self.by_gap[who] += np.bincount((d_levels[0] - d_levels[1])[where] + _LEVELS, minlength=2 * _LEVELS + 1)
+            self.by_gap[who] += np.bincount(gap[where], minlength=2 * _LEVELS + 1)
         for mask in (0, 1):
             self.reliability[mask, 0] += np.bincount(d_levels[mask][labelled], minlength=_LEVELS + 1)
             self.reliability[mask, 1] += np.bincount(d_levels[mask][differ], minlength=_LEVELS + 1)
@@ -61,7 +65,9 @@ class DifferenceReport:
         `differing`: share of the labelled pixels where the masks differ; `advice_true`, `advice_false`: of those, the
         shares |S^{A,T}| and |S^{A,F}| (sec. 3.2 supposes that the first is the larger); `knowledge_true`: the part of
         the latter where knowledge is the truth; `auc_knowledge` and `auc_gap`: how well d^K, and d^K - d^A (eq. 3),
-        tell true advice from true knowledge; `oracle`: see above. What cannot be said is left out.
+        tell true advice from true knowledge; `gap_low` and `gap_high`: the 5th and the 95th percentile of d^K - d^A
+        where the masks differ, whose scale a bias (eq. 3) belongs to; `oracle`: see above. What cannot be said is left
+        out.
         """
         differing = max(self.differing, 1)
         values = {
@@ -71,9 +77,18 @@ class DifferenceReport:
             "knowledge_true": 100 * self.knowledge_true / differing,
             "auc_knowledge": auc(self.by_knowledge[0], self.by_knowledge[1]),
             "auc_gap": auc(self.by_gap[0], self.by_gap[1]),
+            "gap_low": self._gap(0.05),
+            "gap_high": self._gap(0.95),
             "oracle": 100 * self.oracle.mean_iou(),
         }
         return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def _gap(self, share: float) -> float:
+        """The quantile of d^K - d^A over the differing pixels; NaN without any."""
+        total = self.gaps.sum()
+        if not total:
+            return math.nan
+        return float(np.searchsorted(np.cumsum(self.gaps), share * total) - _LEVELS) / _LEVELS
 
     def calibration(self, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Reliability of d^K (row 0) and d^A (row 1).

@@ -13,7 +13,8 @@ from ssdd.storage.tables import Row
 Panel = tuple[str, Callable[[Row], np.ndarray | None]]
 _MODELS = {
     "baseline_knowledge": "knowledge ($m^{K0}$)",
-    "baseline": "baseline (advice)",
+    "baseline": "baseline",
+    "gentle_baseline": "gentle advice",
     "baseline_refined": "static ($m^{D0}$)",
     "dynamic": "SSDD dynamic",
     "dynamic_crf": "SSDD dynamic + CRF",

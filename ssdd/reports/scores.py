@@ -21,6 +21,10 @@ TABLE_1: dict[str, tuple[float, ...]] = {
 }
 
 
+GATED = "gated"
+"""Prefix of the scores of networks on training images, where the labels say which classes an image can have."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Mean and per-class IoU in percent, by name (`train.knowledge`, ...)."""
@@ -28,34 +32,73 @@ class Scores:
     mean: dict[str, float]
     per_class: dict[str, dict[str, float | None]]
     difference: dict[str, float] = field(default_factory=dict)
-    """What the difference of knowledge and advice offers, see `diagnostics.DifferenceReport.metrics`."""
+    """What the difference of two masks offers, see `diagnostics.DifferenceReport.metrics`, by name and stage: `train.*`
+    for knowledge and advice, at the images' size; `dynamic1.*` and `dynamic2.*` for the two modules of the dynamic
+    stage, at the masks' resolution."""
+    foreground: dict[str, float] = field(default_factory=dict)
+    """Foreground pixels of the masks over the truth's, by the names of `mean`."""
 
     def __or__(self, other: "Scores") -> "Scores":
-        return Scores(self.mean | other.mean, self.per_class | other.per_class, self.difference | other.difference)
+        return Scores(
+            self.mean | other.mean,
+            self.per_class | other.per_class,
+            self.difference | other.difference,
+            self.foreground | other.foreground,
+        )
+
+    def flat(self) -> dict[str, float]:
+        """Everything but the classes under one name each, for MLflow."""
+        out = dict(self.mean)
+        for kind, values in (("difference", self.difference), ("foreground", self.foreground)):
+            out |= {f"{kind}.{name}": value for name, value in values.items()}
+        return out
 
 
 def table_lines(scores: Scores) -> list[str]:
     """IoU of each class, mean IoUs, and what the difference offers, as lines for the terminal."""
     if not scores.mean:
         return ["no true masks: nothing to score"]
+    other = ("train.", f"{GATED}.", *(f"{stage}." for stage in _STAGES))
+    tested = {name: iou for name, iou in scores.per_class.items() if not name.startswith(other)}
+    return [*per_class_lines(tested), *mean_lines(scores), *difference_lines(scores.difference)]
+
+
+def mean_lines(scores: Scores) -> list[str]:
+    """Mean IoUs, each with its foreground over the truth's where that is known."""
     width = max(map(len, scores.mean))
-    tested = {name: iou for name, iou in scores.per_class.items() if not name.startswith("train.")}
-    lines = [
-        *per_class_lines(tested),
-        "mean IoU (%)",
-        *(f"  {name:<{width}}  {value:5.1f}" for name, value in scores.mean.items()),
-    ]
-    d = {name.rpartition(".")[2]: value for name, value in scores.difference.items()}
-    if d:
-        lines.append(
-            f"knowledge and advice differ in {d['differing']:.1f} % of the pixels; there advice is true in "
-            f"{d['advice_true']:.0f} %, knowledge in {d['knowledge_true']:.0f} %; choosing by the truth would give "
-            f"{d['oracle']:.1f}"
-        )
-    if "auc_gap" in d:
-        lines.append(
-            f"AUC for true advice against true knowledge: d^K {d['auc_knowledge']:.2f}, d^K - d^A {d['auc_gap']:.2f}"
-        )
+    lines = ["mean IoU (%)" + ", and foreground pixels over the truth's" * bool(scores.foreground)]
+    for name, value in scores.mean.items():
+        ratio = f"  {scores.foreground[name]:5.2f}" if name in scores.foreground else ""
+        lines.append(f"  {name:<{width}}  {value:5.1f}{ratio}")
+    return lines
+
+
+_STAGES = {"train": "seeds", "dynamic1": "module 1", "dynamic2": "module 2"}
+_DIFFERENCE = {
+    "differing": ("pixels that differ (%)", ".1f"),
+    "advice_true": ("advice is true there (%), |S^A,T|", ".0f"),
+    "advice_false": ("advice is false there (%), |S^A,F|", ".0f"),
+    "knowledge_true": ("knowledge is true there (%)", ".0f"),
+    "oracle": ("mean IoU (%) of choosing by the truth", ".1f"),
+    "auc_knowledge": ("AUC of d^K for true advice", ".2f"),
+    "auc_gap": ("AUC of d^K - d^A for true advice", ".2f"),
+    "gap_low": ("d^K - d^A, 5th percentile", ".2f"),
+    "gap_high": ("d^K - d^A, 95th percentile", ".2f"),
+}
+
+
+def difference_lines(difference: Mapping[str, float]) -> list[str]:
+    """What the difference of two masks offers, a row a figure and a column a stage that was measured."""
+    stages = [stage for stage in _STAGES if f"{stage}.differing" in difference]
+    if not stages:
+        return []
+    width = max(len(title) for title, _ in _DIFFERENCE.values())
+    lines = [f"{'where two masks differ':<{width + 2}}" + "".join(f"  {_STAGES[stage]:>9}" for stage in stages)]
+    for name, (title, form) in _DIFFERENCE.items():
+        values = [difference.get(f"{stage}.{name}") for stage in stages]
+        if any(value is not None for value in values):
+            cells = "".join(f"  {'-' if value is None else format(value, form):>9}" for value in values)
+            lines.append(f"  {title:<{width}}{cells}")
     return lines
 
 
@@ -98,12 +141,18 @@ METRICS = "metrics.json"
 
 
 def write_scores(path: AnyPath, scores: Scores) -> None:
-    """Mean IoUs by name, and `per_class` and `difference` beside them, all but the AUCs in percent."""
-    record = {**scores.mean, "per_class": scores.per_class, "difference": scores.difference}
+    """Mean IoUs by name in percent, and beside them `per_class`, `difference` and `foreground`, see `Scores`."""
+    record = {
+        **scores.mean,
+        "per_class": scores.per_class,
+        "difference": scores.difference,
+        "foreground": scores.foreground,
+    }
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_scores(path: AnyPath) -> Scores:
     """The inverse of `write_scores`."""
     record = json.loads(path.read_text())
-    return Scores(per_class=record.pop("per_class", {}), difference=record.pop("difference", {}), mean=record)
+    parts = {name: record.pop(name, {}) for name in ("per_class", "difference", "foreground")}
+    return Scores(mean=record, **parts)

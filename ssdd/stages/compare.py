@@ -1,4 +1,4 @@
-"""Stage 5: the paper's comparison (sec. 5.3). The same network with the same schedule on four kinds of masks."""
+"""Stage 5: the paper's comparison (sec. 5.3). The same network, trained on several kinds of masks and with SSDD."""
 
 import json
 import statistics
@@ -11,10 +11,10 @@ import ray
 
 from ssdd.config import ConfigError
 from ssdd.nets import checkpoints
-from ssdd.reports.scores import Scores, mean_known, per_class_lines, table_lines
+from ssdd.reports.scores import GATED, Scores, mean_known, per_class_lines, table_lines
 from ssdd.runtime.plan import lanes
 from ssdd.runtime.session import Session, StoppedError
-from ssdd.stages import dynamic, evaluate, images, knowledge, static
+from ssdd.stages import dynamic, evaluate, images, knowledge, seeds, static, training_images
 from ssdd.stages.images import Images
 from ssdd.stages.seeds import Seeds
 from ssdd.storage.artifacts import Artifact, write_text
@@ -23,12 +23,16 @@ from ssdd.storage.paths import AnyPath
 ROWS = {
     "baseline_knowledge": "knowledge m^K0",
     "baseline": "advice m^A0 (PSA retrained)",
+    "gentle_baseline": "advice of the gentle CRF",
     "baseline_refined": "m^D0 (static only)",
     "dynamic": "SSDD",
 }
 """Names of the models as in the scores of the other jobs, and what they learn from."""
 RESULT = "compare.json"
-_ENDINGS = {"": "", "_crf": " + CRF"}
+GENTLE = "gentle_baseline"
+BASELINES = ("baseline_knowledge", "baseline", GENTLE)
+"""Rows that are not trained on SSDD's masks; the strongest one is what it must beat."""
+_ENDINGS = {"": "", "_crf": " + CRF", "_gentle": " + gentle CRF"}
 T = TypeVar("T")
 
 
@@ -41,6 +45,15 @@ class Comparison:
     scores: list[Scores]
 
 
+@dataclass(frozen=True)
+class Gain:
+    """SSDD's score minus that of one baseline, for each seed."""
+
+    over: str
+    """The baseline with the highest mean of this score."""
+    values: list[float]
+
+
 def run(session: Session) -> Comparison:
     """Train and score every row with every seed, side by side where the cluster has room.
 
@@ -49,15 +62,18 @@ def run(session: Session) -> Comparison:
     config = session.config
     if config.rounds > 1 or config.static.weights or config.dynamic.weights:
         raise ConfigError("compare trains every row anew, in one round: leave out --rounds and the stages' weights")
+    if GENTLE in config.compare.rows and config.knowledge is not None:
+        raise ConfigError(f"--compare.rows: {GENTLE} needs PSA's probabilities, not --knowledge; leave that row out")
     test = images.run(session, config.split, need_labels=False)
     made = knowledge.run(session)
+    gentle = _gentle(session, made) if GENTLE in config.compare.rows else made
     repeats = config.compare.random_seeds
     plan, count = lanes(session.plan, ray.cluster_resources()["CPU"], len(repeats))
     session.console.line(f"{len(repeats)} random seeds, {count} at a time")
 
     def one(seed: int) -> Scores:
         with session.child(replace(config, seed=seed), f"seed {seed}", plan) as own:
-            return _one(own, made, test)
+            return _one(own, made, gentle, test)
 
     def stop() -> None:
         session.stop_parts()
@@ -65,16 +81,18 @@ def run(session: Session) -> Comparison:
 
     result = Comparison(config.split, repeats, _side_by_side(one, repeats, count, stop))
     write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
-    session.tracker.metrics(average(result.scores).mean)
+    session.tracker.metrics(average(result.scores).flat())
+    session.tracker.metrics({f"gain.{name}": statistics.fmean(gain.values) for name, gain in gains(result).items()})
     return result
 
 
-def _one(session: Session, made: Seeds, test: Images) -> Scores:
+def _one(session: Session, made: Seeds, gentle: Seeds, test: Images) -> Scores:
     refined = static.run(session, made)
     scores = evaluate.score_refined(session, refined)
     train: dict[str, Callable[[], Artifact]] = {
         "baseline_knowledge": lambda: dynamic.run_fixed(session, refined, "knowledge"),
         "baseline": lambda: dynamic.run_fixed(session, refined, "advice"),
+        GENTLE: lambda: dynamic.run_fixed(session, replace(refined, seeds=gentle), "advice", GENTLE),
         "baseline_refined": lambda: dynamic.run_fixed(session, refined, "refined"),
         "dynamic": lambda: dynamic.run(session, refined),
     }
@@ -82,8 +100,20 @@ def _one(session: Session, made: Seeds, test: Images) -> Scores:
     models: dict[str, Artifact] = {name: train[name]() for name in ROWS if name in config.compare.rows}
     if config.seed == config.compare.random_seeds[0] and "dynamic" in models:
         checkpoints.remember(session.workspace, images.located(config), made.images.classes, models)
+    scores |= training_images.run(session, refined, models)
     folders: dict[str, AnyPath] = {name: model.path for name, model in models.items()}
     return scores | evaluate.score_models(session, test, folders, config.network, made.images.classes, config.split)
+
+
+def _gentle(session: Session, made: Seeds) -> Seeds:
+    """The same knowledge with the advice of the gentle CRF, whose score goes to MLflow as `train.advice` does."""
+    config = session.config
+    other = seeds.run(session.with_config(replace(config, crf=config.gentle_crf)), made)
+    scores = evaluate.score("train", [other.images.table, other.table], ("advice",), other.images.classes).scores
+    for name, value in scores.mean.items():
+        session.console.line(f"{name} of the gentle CRF {value:.1f}")
+        session.tracker.metrics({"train.gentle_advice": value})
+    return other
 
 
 def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int, stop: Callable[[], None]) -> list[T]:
@@ -108,21 +138,36 @@ def average(scores: list[Scores]) -> Scores:
     for name, classes in scores[0].per_class.items():
         values = {c: [s.per_class[name][c] for s in scores] for c in classes}
         per_class[name] = {c: mean_known(vs) for c, vs in values.items()}
-    mean = {name: statistics.fmean(s.mean[name] for s in scores) for name in scores[0].mean}
-    shared = [name for name in scores[0].difference if all(name in s.difference for s in scores)]
-    difference = {name: statistics.fmean(s.difference[name] for s in scores) for name in shared}
-    return Scores(mean, per_class, difference)
+    parts = ([getattr(s, part) for s in scores] for part in ("mean", "difference", "foreground"))
+    mean, difference, foreground = (
+        {name: statistics.fmean(p[name] for p in part) for name in part[0] if all(name in p for p in part)}
+        for part in parts
+    )
+    return Scores(mean, per_class, difference, foreground)
+
+
+def gains(result: Comparison) -> dict[str, Gain]:
+    """SSDD's gains, by the names of its scores: on the split without and with each CRF, and on the training images."""
+    out = {}
+    for prefix, end in (*((result.split, end) for end in _ENDINGS), (GATED, "")):
+        name, *rivals = (f"{prefix}.{row}{end}" for row in ("dynamic", *BASELINES))
+        rivals = [rival for rival in rivals if all({name, rival} <= s.mean.keys() for s in result.scores)]
+        if rivals:
+            best = max(rivals, key=lambda rival: statistics.fmean(s.mean[rival] for s in result.scores))
+            out[name] = Gain(best, [s.mean[name] - s.mean[best] for s in result.scores])
+    return out
 
 
 def summary(result: Comparison) -> dict[str, Any]:
     """What `compare.json` holds."""
     mean = average(result.scores)
-    values = {name: [s.mean[name] for s in result.scores] for name in mean.mean}
     return {
         "random_seeds": list(result.random_seeds),
-        "scores": {name: {"mean": statistics.fmean(v), "std": _std(v), "values": v} for name, v in values.items()},
+        "scores": {name: _spread([s.mean[name] for s in result.scores]) for name in mean.mean},
+        "gain": {name: {"over": gain.over} | _spread(gain.values) for name, gain in gains(result).items()},
         "per_class": mean.per_class,
         "difference": mean.difference,
+        "foreground": mean.foreground,
     }
 
 
@@ -134,17 +179,27 @@ def lines(result: Comparison) -> list[str]:
         f"{title}{end}": f"{split}.{name}{column}" for name, title in ROWS.items() for column, end in _ENDINGS.items()
     }
     names = {title: name for title, name in names.items() if name in mean.mean}
-    if not names:
-        return table_lines(mean)
     out = per_class_lines({title: mean.per_class[name] for title, name in names.items()})
-    width = max(map(len, names))
-    out.append(f"mean IoU (%) on {split} over {len(scores)} random seeds, and standard deviation")
-    for title, name in names.items():
-        values = [s.mean[name] for s in scores]
-        each = "  ".join(f"{v:.1f}" for v in values)
-        out.append(f"  {title:<{width}}  {statistics.fmean(values):5.1f} +- {_std(values):.1f}  ({each})")
-    train = {name: value for name, value in mean.mean.items() if name.startswith("train.")}
-    return out + (table_lines(Scores(train, {}, mean.difference)) if train else [])
+    if names:
+        width = max(map(len, names))
+        out.append(f"mean IoU (%) on {split} over {len(scores)} random seeds, and standard deviation")
+        out += [f"  {title:<{width}}  {_cells([s.mean[name] for s in scores])}" for title, name in names.items()]
+    won = gains(result)
+    if won:
+        out.append("SSDD minus the baseline that is strongest in the same score")
+        width = max(map(len, won))
+        out += [f"  {name:<{width}}  {_cells(gain.values, '+.1f')}  {gain.over}" for name, gain in won.items()]
+    rest = {name: value for name, value in mean.mean.items() if name not in names.values()}
+    return out + (table_lines(replace(mean, mean=rest, per_class={})) if rest or not out else [])
+
+
+def _cells(values: list[float], form: str = ".1f") -> str:
+    each = "  ".join(format(v, form) for v in values)
+    return f"{format(statistics.fmean(values), form):>5} +- {_std(values):.1f}  ({each})"
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "std": _std(values), "values": values}
 
 
 def _std(values: list[float]) -> float:

@@ -8,11 +8,11 @@ from ssdd.storage import maps
 from ssdd.storage.tables import Row
 
 
-def with_background(cam: np.ndarray, alpha: float) -> np.ndarray:
-    """CAMs (n, h, w) in 0..1 with PSA's background score (1 - max)^alpha in front: (1 + n, h, w)."""
+def with_background(cam: np.ndarray, alpha: float, factor: float = 1.0) -> np.ndarray:
+    """CAMs (n, h, w) in 0..1 with PSA's background score, factor * (1 - max)^alpha, in front: (1 + n, h, w)."""
     if not len(cam):  # an image without any class
         return np.ones((1, *cam.shape[1:]), np.float32)
-    return np.concatenate([(1 - cam.max(0, keepdims=True)) ** alpha, cam]).astype(np.float32)
+    return np.concatenate([factor * (1 - cam.max(0, keepdims=True)) ** alpha, cam]).astype(np.float32)
 
 
 def combine_labels(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -55,12 +55,23 @@ def presence_labels(row: Row) -> np.ndarray:
     return np.array([0, *row["presence"]], np.uint8)
 
 
-def segment(
-    models: tuple[str, ...], crf: CRFParams, min_probability: float, sharpen: float, rows: list[Row]
-) -> list[Row]:
-    """Test-time masks of each model at the image's size, without and with CRF over the labels that are probable.
+def present_masks(models: tuple[str, ...], rows: list[Row]) -> list[Row]:
+    """Masks of the image's classes at its size, from each model's probabilities of them."""
+    out = []
+    for row in rows:
+        size, labels = codec.read_image(row["image"]).shape[:2], presence_labels(row)
+        best = {name: maps.resize(maps.unpack(row[name]), size).argmax(0) for name in models}
+        out.append({"image_id": row["image_id"]} | {name: codec.encode_mask(labels[b]) for name, b in best.items()})
+    return out
 
-    The CRF gets the probabilities, or with `sharpen` > 0 the softmax of `sharpen` times them.
+
+def segment(
+    models: tuple[str, ...], crfs: dict[str, CRFParams], min_probability: float, sharpen: float, rows: list[Row]
+) -> list[Row]:
+    """Test-time masks of each model at the image's size, without CRF and with each over the labels that are probable.
+
+    The CRFs get the probabilities, or with `sharpen` > 0 the softmax of `sharpen` times them. Their masks' columns are
+    the model's name and the CRF's.
     """
     out = []
     for row in rows:
@@ -73,6 +84,8 @@ def segment(
             labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
             # A factor per pixel cancels in the CRF.
             unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
-            masks[f"{name}_crf"] = codec.encode_mask(labels[dense_crf(image, unary[labels], crf).argmax(0)])
+            for ending, crf in crfs.items():
+                best = dense_crf(image, unary[labels], crf).argmax(0)
+                masks[f"{name}_{ending}"] = codec.encode_mask(labels[best])
         out.append(masks)
     return out

@@ -1,6 +1,6 @@
-"""Stage 3: dynamic region refinement (sec. 4.2), and the baseline that it must beat."""
+"""Stage 3: dynamic region refinement (sec. 4.2), and the baselines that it must beat."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ssdd.nets.inference import PredictStage
@@ -50,7 +50,8 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
         "refined": refined.artifact,
         "start": start,
         "network": config.network,
-        "dynamic": config.dynamic,
+        # The fields of the baselines change nothing here.
+        "dynamic": replace(config.dynamic, baseline="advice", baseline_epochs=None, baseline_lr=None),
         "seed": config.seed,
     }
     crf = config.step.crf_of(session.plan.threads, session.plan.use_gpu)
@@ -81,12 +82,23 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
         pool.close()
 
 
-def run_fixed(session: Session, refined: Refined, column: str) -> Artifact:
-    """The same network and schedule, trained on fixed masks: `knowledge`, `advice` (PSA retrained) or `refined`."""
+def run_fixed(session: Session, refined: Refined, column: str, name: str | None = None) -> Artifact:
+    """The same network, trained on fixed masks.
+
+    Args:
+        session: cluster, workspace, tracking.
+        refined: m^D0 and its seeds.
+        column: the masks: `knowledge`, `advice` (PSA retrained) or `refined`.
+        name: of the artifact. Default: `baseline` for advice, `baseline_COLUMN` for the others.
+    """
     config, made = session.config, refined.seeds
     start = start_of(session, refined)
     task = FixedTask(
-        network=config.network, train=config.dynamic.train, classes=len(made.images.classes), start=start, column=column
+        network=config.network,
+        train=config.dynamic.baseline_train,
+        classes=len(made.images.classes),
+        start=start,
+        column=column,
     )
     table, masks = (refined.table, refined.artifact) if column == "refined" else (made.table, made.artifact)
     recipe = {
@@ -94,11 +106,11 @@ def run_fixed(session: Session, refined: Refined, column: str) -> Artifact:
         "column": column,
         "start": start,
         "network": config.network,
-        "train": config.dynamic.train,
+        "train": config.dynamic.baseline_train,
         "seed": config.seed,
     }
-    name = "baseline" if column == "advice" else f"baseline_{column}"
-    return trainer.run(session, name, recipe, task, [made.images.table, table])
+    default = "baseline" if column == "advice" else f"baseline_{column}"
+    return trainer.run(session, name or default, recipe, task, [made.images.table, table])
 
 
 def relabel(session: Session, models: Models) -> Seeds:

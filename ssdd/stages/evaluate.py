@@ -61,7 +61,7 @@ def score(
     totals = {column: ConfusionMatrix(len(classes)) for column in columns}
     per_image: dict[str, dict[str, float]] = {}
     has_maps = report is not None and "d_knowledge" in joined[-1].columns()
-    for row in _rows(joined, ["truth", *columns, *(("d_knowledge", "d_advice") if has_maps else ())]):
+    for row in rows_of(joined, ["truth", *columns, *(("d_knowledge", "d_advice") if has_maps else ())]):
         if row["truth"] is None:
             continue
         truth = codec.read_mask(row["truth"])
@@ -78,13 +78,20 @@ def score(
             report.update(masks["knowledge"], masks["advice"], truth, *d)
     if not per_image:
         return Scored(Scores({}, {}), {})
-    iou = {column: [None if math.isnan(v) else 100 * float(v) for v in m.iou()] for column, m in totals.items()}
-    return Scored(
-        Scores(
-            {f"{prefix}.{column}": 100 * m.mean_iou() for column, m in totals.items()},
-            {f"{prefix}.{column}": dict(zip(classes, values, strict=True)) for column, values in iou.items()},
-        ),
-        per_image,
+    return Scored(scores_of(prefix, totals, classes, report), per_image)
+
+
+def scores_of(
+    prefix: str, totals: dict[str, ConfusionMatrix], classes: tuple[str, ...], report: DifferenceReport | None = None
+) -> Scores:
+    """The scores of masks from their confusion matrices, under the names PREFIX.MASK."""
+    iou = {name: [None if math.isnan(v) else 100 * float(v) for v in m.iou()] for name, m in totals.items()}
+    foreground = {f"{prefix}.{name}": m.foreground_ratio() for name, m in totals.items()}
+    return Scores(
+        {f"{prefix}.{name}": 100 * m.mean_iou() for name, m in totals.items()},
+        {f"{prefix}.{name}": dict(zip(classes, values, strict=True)) for name, values in iou.items()},
+        {f"{prefix}.{name}": value for name, value in report.metrics().items()} if report else {},
+        {name: value for name, value in foreground.items() if not math.isnan(value)},
     )
 
 
@@ -93,8 +100,7 @@ def score_seeds(session: Session, made: Seeds) -> Scores:
     report = DifferenceReport(len(made.images.classes))
     tables = [made.images.table, made.table]
     scores = score("train", tables, ("knowledge", "advice"), made.images.classes, report).scores
-    scores |= Scores({}, {}, _difference(report))
-    _log(session, scores)
+    session.tracker.metrics(scores.flat())
     return scores
 
 
@@ -107,22 +113,13 @@ def score_refined(session: Session, refined: Refined) -> Scores:
     scored = score("train", tables, columns, classes, report)
     scores = scored.scores
     if scores.mean:
-        scores |= Scores({}, {}, _difference(report))
         _save(session, lambda: figures.reliability(*report.calibration()), "reliability")
-    _log(session, scores)
+    session.tracker.metrics(scores.flat())
     chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
     show_data = session.config.evaluate.show_data
     if chosen:
         _save(session, lambda: figures.refinement(chosen, classes, show_data), "refinement")
     return scores
-
-
-def _difference(report: DifferenceReport) -> dict[str, float]:
-    return {f"train.{name}": value for name, value in report.metrics().items()}
-
-
-def _log(session: Session, scores: Scores) -> None:
-    session.tracker.metrics(scores.mean | {f"difference.{k}": v for k, v in scores.difference.items()})
 
 
 def export_refined(refined: Refined, folder: AnyPath) -> None:
@@ -151,7 +148,7 @@ def score_models(
     name: str,
     submission: AnyPath | None = None,
 ) -> Scores:
-    """Predict an image list with several models, with and without CRF; score where there are true masks.
+    """Predict an image list with several models, without and with CRFs; score where there are true masks.
 
     Args:
         session: cluster, workspace, tracking.
@@ -168,29 +165,30 @@ def score_models(
             "give a folder whose classes.txt names the same ones in the same order"
         )
     config = session.config
+    crfs = {"crf": config.crf} | ({"gentle": config.gentle_crf} if config.evaluate.gentle else {})
     recipe = {
         "images": test.artifact,
         "models": {name: path.name for name, path in models.items()},
-        "evaluate": replace(config.evaluate, panels=0, show_data=True),  # which do not change the masks
-        "crf": config.crf,
+        "evaluate": replace(config.evaluate, train_images=0, panels=0, show_data=True),  # which do not change the masks
+        "crfs": crfs,
     }
     infer = partial(
         pipelines.infer,
         [test.table],
         ["image"],
         partial(PredictStage, network=network, evaluate=config.evaluate, classes=len(classes), models=models),
-        partial(crf_rows.segment, tuple(models), config.crf, config.evaluate.min_probability, config.evaluate.sharpen),
+        partial(crf_rows.segment, tuple(models), crfs, config.evaluate.min_probability, config.evaluate.sharpen),
         config.inference_batch,
         session.plan,
     )
-    columns = [column for name in models for column in (name, f"{name}_crf")]
+    columns = [column for name in models for column in (name, *(f"{name}_{ending}" for ending in crfs))]
     schema = pa.schema([("image_id", pa.string()), *((column, pa.binary()) for column in columns)])
     table, _ = session.build_table("predictions", recipe, test.table.parts, schema, infer)
     if submission:
         write_submission(table, "dynamic_crf", submission)
         session.console.line(f"submission {submission}")
     scored = score(config.split, [test.table, table], columns, classes)
-    session.tracker.metrics(scored.scores.mean)
+    session.tracker.metrics(scored.scores.flat())
     for model in models:
         if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
@@ -211,7 +209,8 @@ def write_submission(table: Table, column: str, path: AnyPath) -> None:
             archive.addfile(entry, io.BytesIO(row[column]))
 
 
-def _rows(joined: list[Table], columns: list[str], parts: Iterable[int] | None = None) -> Iterator[Row]:
+def rows_of(joined: list[Table], columns: list[str], parts: Iterable[int] | None = None) -> Iterator[Row]:
+    """The rows of tables side by side; of all parts if `parts` is None."""
     for part in range(len(joined[0].parts)) if parts is None else parts:
         yield from read_joined(joined, part, columns)
 
@@ -230,7 +229,7 @@ def _spread(
     everything = [c for t in joined for c in t.columns() if c != "image_id"]
     wanted_ids = set(chosen)
     parts = [k for k, ids in enumerate(joined[0].parts) if wanted_ids.intersection(ids)]  # the others stay unread
-    found = {row["image_id"]: row for row in _rows(joined, everything, parts) if row["image_id"] in wanted_ids}
+    found = {row["image_id"]: row for row in rows_of(joined, everything, parts) if row["image_id"] in wanted_ids}
     return [found[i] for i in chosen]
 
 

@@ -6,7 +6,7 @@ from ssdd.nets import checkpoints
 from ssdd.nets.checkpoints import Trained
 from ssdd.reports.scores import METRICS, Scores, read_scores, write_scores
 from ssdd.runtime.session import Session, resolve
-from ssdd.stages import dynamic, evaluate, images, knowledge, static, weight_import
+from ssdd.stages import dynamic, evaluate, images, knowledge, static, training_images, weight_import
 from ssdd.stages.dynamic import Models
 from ssdd.stages.seeds import Seeds
 from ssdd.storage.paths import AnyPath
@@ -19,11 +19,12 @@ def run(session: Session) -> Scores:
     made = knowledge.run(session)
     models, scores = _rounds(session, made)
     classes, split = made.images.classes, session.config.split
+    trained = {"baseline": models.baseline, "dynamic": models.dynamic}
+    scores |= training_images.run(session, models.refined, trained)
     if test is not None:
-        folders = {"baseline": models.baseline.path, "dynamic": models.dynamic.path}
+        folders = {name: model.path for name, model in trained.items()}
         scores |= evaluate.score_models(session, test, folders, session.config.network, classes, split)
     write_scores(session.workspace / METRICS, scores)
-    trained = {"baseline": models.baseline, "dynamic": models.dynamic}
     checkpoints.remember(session.workspace, images.located(session.config), classes, trained)
     return scores
 
@@ -33,7 +34,9 @@ def _rounds(session: Session, made: Seeds) -> tuple[Models, Scores]:
     config = session.config
     refined = static.run(session, made)
     scores = evaluate.score_refined(session, refined)
-    models = Models(refined, dynamic.run(session, refined), dynamic.run_fixed(session, refined, "advice"))
+    models = Models(
+        refined, dynamic.run(session, refined), dynamic.run_fixed(session, refined, session.config.dynamic.baseline)
+    )
     earlier: dict[str, float] = {}
     for number in range(2, config.rounds + 1):
         earlier |= {f"round{number - 1}.{name}": value for name, value in scores.mean.items()}

@@ -79,7 +79,8 @@ def run(session: Session, known: Seeds | None = None) -> Seeds:
 
     affinity_net = affinity_net or run_affinity(session, train, cams, cam_artifact)
 
-    walk = (config.seeds.alpha_walk, config.seeds.radius, config.seeds.beta, config.seeds.walk_steps)
+    chosen = config.seeds
+    walk = (chosen.alpha_walk, chosen.background_factor, chosen.radius, chosen.beta, chosen.walk_steps)
     recipe = {"cams": cam_artifact, "affinity": affinity_net, "walk": walk, "crf": config.crf}
     infer = partial(
         pipelines.infer,
@@ -162,7 +163,8 @@ class WalkStage:
             features = self.net(torch.from_numpy(np.stack(decoded)).to(checkpoints.device()))
             transition = affinity.transition_matrix(features, self.seeds.radius, self.seeds.beta)
             for row, matrix in zip(rows, transition, strict=True):
-                scores = crf_rows.with_background(maps.unpack(row.pop("cam")), self.seeds.alpha_walk)
+                cam = maps.unpack(row.pop("cam"))
+                scores = crf_rows.with_background(cam, self.seeds.alpha_walk, self.seeds.background_factor)
                 start = torch.from_numpy(scores)[None].to(matrix.device)
                 walked = affinity.random_walk(matrix[None], start, self.seeds.walk_steps)[0]
                 row["probs"] = maps.pack((walked / walked.sum(0).clamp(min=1e-5)).cpu().numpy())

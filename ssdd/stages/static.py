@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ssdd import refine
 from ssdd.config import NetworkConfig, StaticConfig
@@ -99,11 +98,11 @@ class RefineStage:
         batch = np.stack([transforms.square(codec.read_image(row["image"]), self.static.size) for row in rows])
         masks = {name: [codec.read_mask(row[name]) for row in rows] for name in ("knowledge", "advice")}
         with torch.inference_mode():
-            features = self.net.backbone(torch.from_numpy(batch).to(where))
-            _, high = self.net.main(features.high)
-            shared = self.net.ddnet.features(features.low, high)
+            features = self.net.features(torch.from_numpy(batch).to(where))
+            _, hidden = self.net.main(features.high)
+            shared = self.net.difference_features(self.net.ddnet, features, hidden)
             d = {
-                name: self.net.ddnet(shared, self._small(full).to(where)).sigmoid().cpu()
+                name: self.net.ddnet(shared, transforms.square_masks(full, self.mask_size).to(where)).sigmoid().cpu()
                 for name, full in masks.items()
             }
         out = []
@@ -122,8 +121,3 @@ class RefineStage:
                 }
             )
         return out
-
-    def _small(self, masks: list[np.ndarray]) -> Tensor:
-        size = (self.mask_size, self.mask_size)
-        small = [F.interpolate(torch.from_numpy(m)[None, None], size, mode="nearest-exact")[0, 0] for m in masks]
-        return torch.stack(small).long()

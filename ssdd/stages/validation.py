@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from ssdd.config import Config, EvaluateConfig
-from ssdd.data import codec
+from ssdd.data import codec, transforms
 from ssdd.metrics import ConfusionMatrix
 from ssdd.nets.inference import predict
 from ssdd.nets.networks import SegmentationNet
@@ -33,9 +31,8 @@ class Validation:
         for rows in self._batches(rank, workers):
             decoded = [codec.read_image(row["image"]) for row in rows]
             for row, probs in zip(rows, predict(net, decoded, self.evaluate, self.size), strict=True):
-                truth = torch.from_numpy(codec.read_mask(row["truth"]))[None, None]
-                small = F.interpolate(truth, (self.size, self.size), mode="nearest-exact")
-                matrix.update(probs.argmax(0).numpy(), small[0, 0].numpy())
+                truth = transforms.square_masks([codec.read_mask(row["truth"])], self.size)
+                matrix.update(probs.argmax(0).numpy(), truth[0].numpy())
         return matrix.counts
 
     def mean_iou(self, net: SegmentationNet) -> float:

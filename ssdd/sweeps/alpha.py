@@ -37,6 +37,9 @@ def trial(session: Session, shared: Config) -> dict[str, float]:
 def check(config: Config) -> None:
     """Refuse what cannot be swept."""
     not_reported(config, split_of(config))
+    for text in config.sweep.space:
+        if text.startswith("dynamic.baseline"):
+            raise ConfigError(f"--sweep.space {text}: baselines do not change SSDD's training; leave it out")
     if config.dynamic.weights:
         raise ConfigError("--dynamic.weights: a sweep trains the dynamic stage; leave them out")
 

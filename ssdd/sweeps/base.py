@@ -264,7 +264,7 @@ def finish(
 
 def _table(outcome: Outcome, shown: int) -> list[list[str]]:
     trials = outcome.trials
-    columns = [m for m in trials[0].metrics if m == outcome.metric or not m.startswith("difference.")]
+    columns = [m for m in trials[0].metrics if m == outcome.metric or not m.startswith(("difference.", "foreground."))]
     table = [[*space.short_names(trials[0].point).values(), *columns, ""]]
     for trial in trials[:shown]:
         values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in trial.point.values()]

@@ -14,7 +14,7 @@ def trial(session: Session, shared: Config) -> dict[str, float]:
     """Advice by this CRF from the stored knowledge maps, DD-Net trained on both, and the scores of all three masks."""
     made = seeds.run(session, seeds.run(session.with_config(shared)))
     scores = evaluate.score_refined(session, static.run(session, made))
-    return scores.mean | {f"difference.{name}": value for name, value in scores.difference.items()}
+    return scores.flat()
 
 
 def check(config: Config) -> None:

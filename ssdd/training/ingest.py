@@ -63,7 +63,8 @@ def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range
     """Augmented training samples, a piece of the stream of epochs without a pause between them.
 
     Columns: `image` uint8 (3, crop, crop), every mask column uint8 (mask_size, mask_size), `presence`
-    bool (num_classes,), `row` int64, the image's row in the tables. How an image is augmented depends on the seed, the
+    bool (num_classes,), `row` int64, the image's row in the tables, and where `sampling.plain` asks for it `plain`
+    uint8 (3, mask_size, mask_size), the image without colour jitter. How an image is augmented depends on the seed, the
     epoch and the image alone.
 
     Args:
@@ -119,9 +120,12 @@ def _read_samples(joined: list[Table], sampling: Sampling, order: Order, stream:
         image = codec.read_image(row["image"])
         masks = [codec.read_mask(row[name]) for name in sampling.masks]
         own_seed = int(np.random.default_rng([order.seed, epoch, part, i]).integers(2**31))
-        image, masks = transforms.augment(transform, image, masks, own_seed, sampling.mask_size)
+        augmented = transforms.augment(transform, image, masks, own_seed, sampling.mask_size, sampling.plain)
         presence = codec.presence_vector(row["presence"], sampling.num_classes)
-        return {"image": image, "presence": presence, "row": number, **dict(zip(sampling.masks, masks, strict=True))}
+        out = {"image": augmented.image, "presence": presence, "row": number}
+        if augmented.plain is not None:
+            out["plain"] = augmented.plain
+        return out | dict(zip(sampling.masks, augmented.masks, strict=True))
 
     wanted = order.rows(stream.start, stream.stop)
     while chosen := list(itertools.islice(wanted, stream.step)):

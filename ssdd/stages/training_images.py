@@ -1,0 +1,198 @@
+"""What the dynamic stage makes of the training images, measured where they have true masks.
+
+The networks' masks, gated by the labels, show how far training has improved the seeds. The masks of the two modules
+show whether DD-Net's difference maps changed what is learned.
+"""
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ssdd import refine
+from ssdd.config import BiasConfig, Config, EvaluateConfig
+from ssdd.crf import crf_masks
+from ssdd.data import codec, transforms
+from ssdd.metrics import ConfusionMatrix
+from ssdd.nets import checkpoints
+from ssdd.nets.inference import PredictStage
+from ssdd.nets.networks import DDNet, DynamicNet
+from ssdd.objectives import crf
+from ssdd.reports.diagnostics import DifferenceReport
+from ssdd.reports.scores import GATED, Scores
+from ssdd.runtime import pipelines
+from ssdd.runtime.session import Session
+from ssdd.stages import crf_rows
+from ssdd.stages.evaluate import rows_of, score, scores_of
+from ssdd.stages.images import Images
+from ssdd.stages.static import Refined
+from ssdd.storage import maps
+from ssdd.storage.artifacts import Artifact
+from ssdd.storage.paths import AnyPath
+from ssdd.storage.tables import Row, Table
+
+MODULES = ("dynamic1", "dynamic2")
+"""The first step's module, on the network's masks and their CRF, and the second's, on m^D0 and m^D1."""
+MASKS = ("knowledge", "advice", "refined")
+MAPS = ("d_knowledge", "d_advice")
+DECISIONS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        *((f"{module}_{name}", pa.binary()) for module in MODULES for name in (*MASKS, *MAPS)),
+    ]
+)
+
+
+def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scores:
+    """`gated.MODEL` of every model, and what the modules of the model `dynamic` decide: `dynamic1.*`, `dynamic2.*`.
+
+    Nothing where none of the images has a true mask, or `evaluate.train_images` is 0.
+    """
+    config, images = session.config, refined.seeds.images
+    table = _first(images.table, config.evaluate.train_images)
+    parts = range(len(table.parts))
+    if all(row["truth"] is None for part in parts for row in table.read(part, ["truth"])):
+        return Scores({}, {})
+    scores = _score_networks(session, images, table, {name: model.path for name, model in models.items()})
+    if "dynamic" in models and not config.dynamic.weights:
+        scores |= _score_decisions(session, refined, table, models["dynamic"])
+    session.tracker.metrics(scores.flat())
+    return scores
+
+
+def _first(table: Table, images: int) -> Table:
+    """The first parts of a table, with at least so many images where it has them: a random sample, see `images.run`."""
+    parts, count = [], 0
+    for ids in table.parts:
+        if count >= images:
+            break
+        parts.append(ids)
+        count += len(ids)
+    return Table(table.path, tuple(parts))
+
+
+def _score_networks(session: Session, images: Images, table: Table, models: dict[str, AnyPath]) -> Scores:
+    """The networks' masks of the present classes, at one scale with its mirror image and without a CRF."""
+    config = session.config
+    evaluate = one_scale(config.evaluate)
+    recipe = {
+        "images": images.artifact,
+        "count": table.rows,
+        "models": {name: path.name for name, path in models.items()},
+        "size": evaluate.size,
+        "full_size": evaluate.full_size,
+    }
+    infer = partial(
+        pipelines.infer,
+        [table],
+        ["image", "presence"],
+        partial(
+            PredictStage,
+            network=config.network,
+            evaluate=evaluate,
+            classes=len(images.classes),
+            models=models,
+            present_only=True,
+        ),
+        partial(crf_rows.present_masks, tuple(models)),
+        config.inference_batch,
+        session.plan,
+    )
+    schema = pa.schema([("image_id", pa.string()), *((name, pa.binary()) for name in models)])
+    masks, _ = session.build_table("training-masks", recipe, table.parts, schema, infer)
+    return score(GATED, [table, masks], models, images.classes).scores
+
+
+def one_scale(evaluate: EvaluateConfig) -> EvaluateConfig:
+    """Test-time inference at one scale with its mirror image."""
+    return EvaluateConfig(size=evaluate.size, scales=(1.0,), mirror=True, full_size=evaluate.full_size)
+
+
+def _score_decisions(session: Session, refined: Refined, table: Table, dynamic: Artifact) -> Scores:
+    """The masks and difference maps of both modules, on whole images and with pydensecrf."""
+    config, classes = session.config, refined.seeds.images.classes
+    recipe = {
+        "refined": refined.artifact,
+        "count": table.rows,
+        "model": dynamic,
+        "size": config.evaluate.size,
+        "biases": (config.dynamic.bias1, config.dynamic.bias2),
+        "crf": config.dynamic.crf,
+    }
+    infer = partial(
+        pipelines.infer,
+        [table, refined.table],
+        ["image", "presence", "refined"],
+        partial(DecisionStage, config, len(classes), dynamic.path),
+        None,
+        config.inference_batch,
+        session.plan,
+    )
+    decisions, _ = session.build_table("decisions", recipe, table.parts, DECISIONS, infer)
+    size = config.network.mask_size(config.evaluate.size)
+    columns = [name for name in DECISIONS.names if name != "image_id"]
+    scores = Scores({}, {})
+    for module in MODULES:
+        report = DifferenceReport(len(classes))
+        totals = {name: ConfusionMatrix(len(classes)) for name in MASKS}
+        for row in rows_of([table, decisions], ["truth", *columns]):
+            if row["truth"] is None:
+                continue
+            truth = transforms.square_masks([codec.read_mask(row["truth"])], size)[0].numpy()
+            masks = {name: codec.read_mask(row[f"{module}_{name}"]) for name in MASKS}
+            for name, mask in masks.items():
+                totals[name].update(mask, truth)
+            d = (maps.unpack_unit(row[f"{module}_{name}"]) for name in MAPS)
+            report.update(masks["knowledge"], masks["advice"], truth, *d)
+        scores |= scores_of(module, totals, classes, report)
+    return scores
+
+
+class DecisionStage:
+    """Network actor: the two modules of the dynamic stage (eqs. 3-5) on whole images, at the masks' resolution."""
+
+    def __init__(self, config: Config, classes: int, net: AnyPath):
+        self.dynamic, self.side, self.classes = config.dynamic, config.evaluate.size, classes
+        self.mask_size = config.network.mask_size(self.side)
+        self.net = checkpoints.load(DynamicNet(config.network, classes), net)
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        where = checkpoints.device()
+        squares = np.stack([transforms.square(codec.read_image(row["image"]), self.side) for row in rows])
+        small = np.stack([transforms.square(codec.read_image(row["image"]), self.mask_size) for row in rows])
+        presence = torch.from_numpy(np.stack([codec.presence_vector(row["presence"], self.classes) for row in rows]))
+        presence = presence.to(where)
+        seed = transforms.square_masks([codec.read_mask(row["refined"]) for row in rows], self.mask_size).to(where)
+        with torch.inference_mode():
+            features = self.net.features(torch.from_numpy(squares).to(where))
+            logits, hidden = self.net.main(features.high)
+            knowledge = refine.presence_argmax(logits, presence)
+            inputs = crf.copied(torch.from_numpy(small), logits, presence)
+            advice = torch.from_numpy(crf_masks(*inputs(), self.dynamic.crf)).to(where).long()
+            shared = self.net.difference_features(self.net.ddnet1, features, hidden)
+            first = _decide(self.net.ddnet1, shared, knowledge, advice, presence, self.dynamic.bias1)
+            _, sub_hidden = self.net.sub(features.high)
+            shared = self.net.difference_features(self.net.ddnet2, features, sub_hidden)
+            second = _decide(self.net.ddnet2, shared, seed, first["refined"], presence, self.dynamic.bias2)
+        out: list[Row] = []
+        for i, row in enumerate(rows):
+            out.append({"image_id": row["image_id"]})
+            for module, values in zip(MODULES, (first, second), strict=True):
+                out[-1] |= {f"{module}_{name}": _encoded(values[name][i]) for name in MASKS}
+                out[-1] |= {f"{module}_{name}": maps.pack_unit(values[name][i].cpu().numpy()) for name in MAPS}
+        return out
+
+
+def _encoded(mask: Tensor) -> bytes:
+    return codec.encode_mask(mask.byte().cpu().numpy())
+
+
+def _decide(
+    ddnet: DDNet, shared: Tensor, knowledge: Tensor, advice: Tensor, presence: Tensor, bias: BiasConfig
+) -> dict[str, Tensor]:
+    """A module's masks and difference maps: of DD-Net's features, and of knowledge and advice (N, h, w)."""
+    d_knowledge, d_advice = (ddnet(shared, mask).sigmoid() for mask in (knowledge, advice))
+    refined = refine.module(d_knowledge, d_advice, knowledge, advice, presence, bias)
+    return dict(zip((*MASKS, *MAPS), (knowledge, advice, refined, d_knowledge, d_advice), strict=True))
