@@ -96,6 +96,11 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
     return Images(table, artifact, folder.classes)
 
 
+def has_truth(table: Table) -> bool:
+    """Whether any image of a list has a true mask; reads no further than to the first part with one."""
+    return any(row["truth"] is not None for part in range(len(table.parts)) for row in table.read(part, ["truth"]))
+
+
 def _row(record: Record) -> Row:
     return {
         "image_id": record.image_id,

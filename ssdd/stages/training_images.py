@@ -4,6 +4,7 @@ The networks' masks, gated by the labels, show how far training has improved the
 show whether DD-Net's difference maps changed what is learned.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssdd import refine
-from ssdd.config import BiasConfig, Config, EvaluateConfig
+from ssdd.config import BiasConfig, Config
 from ssdd.crf import crf_masks
 from ssdd.data import codec, transforms
 from ssdd.metrics import ConfusionMatrix
@@ -24,7 +25,7 @@ from ssdd.reports.diagnostics import DifferenceReport
 from ssdd.reports.scores import GATED, Scores
 from ssdd.runtime import pipelines
 from ssdd.runtime.session import Session
-from ssdd.stages import crf_rows
+from ssdd.stages import crf_rows, images
 from ssdd.stages.evaluate import rows_of, score, scores_of
 from ssdd.stages.images import Images
 from ssdd.stages.static import Refined
@@ -50,35 +51,34 @@ def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scor
 
     Nothing where none of the images has a true mask, or `evaluate.train_images` is 0.
     """
-    config, images = session.config, refined.seeds.images
-    table = _first(images.table, config.evaluate.train_images)
-    parts = range(len(table.parts))
-    if all(row["truth"] is None for part in parts for row in table.read(part, ["truth"])):
+    config, train = session.config, refined.seeds.images
+    table = _first(train.table, config.evaluate.train_images)
+    if not images.has_truth(table):
         return Scores({}, {})
-    scores = _score_networks(session, images, table, {name: model.path for name, model in models.items()})
+    scores = _score_networks(session, train, table, {name: model.path for name, model in models.items()})
     if "dynamic" in models and not config.dynamic.weights:
         scores |= _score_decisions(session, refined, table, models["dynamic"])
     session.tracker.metrics(scores.flat())
     return scores
 
 
-def _first(table: Table, images: int) -> Table:
+def _first(table: Table, wanted: int) -> Table:
     """The first parts of a table, with at least so many images where it has them: a random sample, see `images.run`."""
     parts, count = [], 0
     for ids in table.parts:
-        if count >= images:
+        if count >= wanted:
             break
         parts.append(ids)
         count += len(ids)
     return Table(table.path, tuple(parts))
 
 
-def _score_networks(session: Session, images: Images, table: Table, models: dict[str, AnyPath]) -> Scores:
+def _score_networks(session: Session, train: Images, table: Table, models: dict[str, AnyPath]) -> Scores:
     """The networks' masks of the present classes, at one scale with its mirror image and without a CRF."""
     config = session.config
-    evaluate = one_scale(config.evaluate)
+    evaluate = replace(config.evaluate, scales=(1.0,), mirror=True)
     recipe = {
-        "images": images.artifact,
+        "images": train.artifact,
         "count": table.rows,
         "models": {name: path.name for name, path in models.items()},
         "size": evaluate.size,
@@ -92,7 +92,7 @@ def _score_networks(session: Session, images: Images, table: Table, models: dict
             PredictStage,
             network=config.network,
             evaluate=evaluate,
-            classes=len(images.classes),
+            classes=len(train.classes),
             models=models,
             present_only=True,
         ),
@@ -102,12 +102,7 @@ def _score_networks(session: Session, images: Images, table: Table, models: dict
     )
     schema = pa.schema([("image_id", pa.string()), *((name, pa.binary()) for name in models)])
     masks, _ = session.build_table("training-masks", recipe, table.parts, schema, infer)
-    return score(GATED, [table, masks], models, images.classes).scores
-
-
-def one_scale(evaluate: EvaluateConfig) -> EvaluateConfig:
-    """Test-time inference at one scale with its mirror image."""
-    return EvaluateConfig(size=evaluate.size, scales=(1.0,), mirror=True, full_size=evaluate.full_size)
+    return score(GATED, [table, masks], models, train.classes).scores
 
 
 def _score_decisions(session: Session, refined: Refined, table: Table, dynamic: Artifact) -> Scores:
@@ -133,20 +128,21 @@ def _score_decisions(session: Session, refined: Refined, table: Table, dynamic: 
     decisions, _ = session.build_table("decisions", recipe, table.parts, DECISIONS, infer)
     size = config.network.mask_size(config.evaluate.size)
     columns = [name for name in DECISIONS.names if name != "image_id"]
-    scores = Scores({}, {})
-    for module in MODULES:
-        report = DifferenceReport(len(classes))
-        totals = {name: ConfusionMatrix(len(classes)) for name in MASKS}
-        for row in rows_of([table, decisions], ["truth", *columns]):
-            if row["truth"] is None:
-                continue
-            truth = transforms.square_masks([codec.read_mask(row["truth"])], size)[0].numpy()
+    reports = {module: DifferenceReport(len(classes)) for module in MODULES}
+    totals = {module: {name: ConfusionMatrix(len(classes)) for name in MASKS} for module in MODULES}
+    for row in rows_of([table, decisions], ["truth", *columns]):
+        if row["truth"] is None:
+            continue
+        truth = transforms.square_masks([codec.read_mask(row["truth"])], size)[0].numpy()
+        for module in MODULES:
             masks = {name: codec.read_mask(row[f"{module}_{name}"]) for name in MASKS}
             for name, mask in masks.items():
-                totals[name].update(mask, truth)
+                totals[module][name].update(mask, truth)
             d = (maps.unpack_unit(row[f"{module}_{name}"]) for name in MAPS)
-            report.update(masks["knowledge"], masks["advice"], truth, *d)
-        scores |= scores_of(module, totals, classes, report)
+            reports[module].update(masks["knowledge"], masks["advice"], truth, *d)
+    scores = Scores({}, {})
+    for module in MODULES:
+        scores |= scores_of(module, totals[module], classes, reports[module])
     return scores
 
 
@@ -160,8 +156,10 @@ class DecisionStage:
 
     def __call__(self, rows: list[Row]) -> list[Row]:
         where = checkpoints.device()
-        squares = np.stack([transforms.square(codec.read_image(row["image"]), self.side) for row in rows])
-        small = np.stack([transforms.square(codec.read_image(row["image"]), self.mask_size) for row in rows])
+        decoded = [codec.read_image(row["image"]) for row in rows]
+        squares, small = (
+            np.stack([transforms.square(i, side) for i in decoded]) for side in (self.side, self.mask_size)
+        )
         presence = torch.from_numpy(np.stack([codec.presence_vector(row["presence"], self.classes) for row in rows]))
         presence = presence.to(where)
         seed = transforms.square_masks([codec.read_mask(row["refined"]) for row in rows], self.mask_size).to(where)

@@ -110,14 +110,11 @@ def measured(session: Session, split: str) -> Images:
 
 def need_truth(session: Session, split: str) -> None:
     """Refuse an image list on which nothing can be measured."""
-    found = measured(session, split)
-    for part in range(len(found.table.parts)):
-        if any(row["truth"] is not None for row in found.table.read(part, ["truth"])):
-            return
-    raise ConfigError(
-        f"no image of the list {split} has a true mask, so that trials cannot be compared; put some masks into "
-        "SegmentationClass/"
-    )
+    if not images.has_truth(measured(session, split).table):
+        raise ConfigError(
+            f"no image of the list {split} has a true mask, so that trials cannot be compared; put some masks into "
+            "SegmentationClass/"
+        )
 
 
 def checked(kind: Kind, config: Config) -> Config:
