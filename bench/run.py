@@ -60,7 +60,12 @@ def offline_crf_stage(setting):
     """Photographs through Ray Data's CRF actors, against as many bare loops over the same photographs."""
     table = setting.photographs(64)
     advise = partial(crf_rows.advise, CRFParams())
-    rows = [r for part in range(len(table.parts)) for r in pipelines.read_rows([table], COLUMNS, part).to_pylist()]
+    rows = [
+        r
+        for part in range(len(table.parts))
+        for block in pipelines.read_rows([table], COLUMNS, part)
+        for r in block.to_pylist()
+    ]
     rows = {row["image_id"]: row for row in rows}
     plan = setting.plan
     ratios, starts = [], []

@@ -36,6 +36,7 @@ def draw(root: Path, count: int) -> list[str]:
 def measure(step: str, root: Path, count: int) -> None:
     """Run one step and print its seconds and the process's peak memory before and after."""
     from ssdd.data import voc
+    from ssdd.data.labels import Labels
     from ssdd.runtime.pipelines import Parts
     from ssdd.storage import tables
     from ssdd.training import ingest
@@ -44,11 +45,11 @@ def measure(step: str, root: Path, count: int) -> None:
     base = peak()
     begun = time.perf_counter()
     if step == "listing":
-        assert len(voc.read_split(folder, "train")) == len(folder._images()) == count
+        assert len(voc.read_split(folder, "train")) == len(folder.images().names()) == count
     elif step == "fingerprint":
         voc.fingerprint(folder, "train")
     elif step == "labels":
-        assert len(voc._read_rows(folder._csv())) == count
+        assert len(Labels.open(folder.root, folder.classes).rows or ()) == count
     elif step == "write table":
         ids = voc.read_split(folder, "train")
         order = np.random.default_rng(0).permutation(count)

@@ -11,8 +11,9 @@ them, results.tgz. --train trains first where the workspace has no trained model
 from functools import partial
 
 from ssdd import cli
+from ssdd.cli import script_flags
 from ssdd.fields import from_dict
-from ssdd.jobs import job, script_flags
+from ssdd.jobs import job
 from ssdd.nets import checkpoints
 from ssdd.runtime.session import resolve
 from ssdd.stages import method

@@ -10,8 +10,9 @@ as ID.png into a new folder.
 from functools import partial
 
 from ssdd import cli
+from ssdd.cli import script_flags
 from ssdd.config import ConfigError
-from ssdd.jobs import job, script_flags
+from ssdd.jobs import job
 from ssdd.runtime.session import resolve
 from ssdd.stages import evaluate, knowledge, static, weight_import
 from ssdd.storage.paths import path_flag

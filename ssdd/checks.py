@@ -1,18 +1,28 @@
 """Which configurations cannot work: each is refused with its fields and the remedy, before anything runs."""
 
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from ssdd.config import Config, ConfigError
+from ssdd.crf import MIN_WIDTH
+from ssdd.storage.paths import ABSENT, stat
 
 
 def validate(config: Config) -> None:
     """Refuse values that cannot work, before anything runs. Raises ConfigError that names each field."""
-    problems = []
+    problems: list[tuple[str, str]] = []
 
     def check(ok: bool, field_name: str, remedy: str) -> None:
         if not ok:
-            problems.append(f"--{field_name.replace('_', '-')}: {remedy}")
+            problems.append((field_name.replace("_", "-"), remedy))
 
+    for name, number in numbers(config):
+        check(math.isfinite(number), name, f"is {number}, which is no number to compute with")
+    if problems:
+        raise _error(problems)
     trainings = {
         "seeds.classifier": config.seeds.classifier,
         "seeds.affinity": config.seeds.affinity,
@@ -28,7 +38,6 @@ def validate(config: Config) -> None:
         check(train.lr > 0, f"{name}.lr", "must be positive")
         check(train.new_layers_lr > 0, f"{name}.new-layers-lr", "must be positive")
         check(0 <= train.momentum < 1, f"{name}.momentum", "must lie in 0..1, below 1")
-        check(train.weight_decay >= 0, f"{name}.weight-decay", "must not be negative")
         check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
         low, high = train.augment.resize
         check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
@@ -36,21 +45,21 @@ def validate(config: Config) -> None:
             check(
                 low >= train.augment.crop, f"{name}.augment.resize", "must not be below the crop: masks have no padding"
             )
-        hue = train.augment.jitter[3]
-        check(min(train.augment.jitter) >= 0 and hue <= 0.5, f"{name}.augment.jitter", "must be >= 0, the hue <= 0.5")
+        check(train.augment.jitter[3] <= 0.5, f"{name}.augment.jitter", "the hue must be at most 0.5")
     for name, crf in (
         *(("crf", config.crf), ("gentle_crf", config.gentle_crf)),
         *(("seeds.crf", config.seeds.crf), ("dynamic.crf", config.dynamic.crf)),
     ):
         check(crf.iterations >= 1, f"{name}.iterations", "must be at least 1")
-        for kernel in ("gaussian_weight", "bilateral_weight"):
-            check(getattr(crf, kernel) >= 0, f"{name}.{kernel}", "must not be negative")
         for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            check(getattr(crf, width) > 0, f"{name}.{width}", "must be positive")
+            remedy = f"must be at least {MIN_WIDTH}: narrower kernels can end the process of the CRF"
+            check(getattr(crf, width) >= MIN_WIDTH, f"{name}.{width}", remedy)
     for name, weights in weight_files(config):
-        check(weights.expanduser().is_file(), name, f"{weights}: no such file")
+        try:
+            check(stat(weights.expanduser()) != ABSENT, name, f"{weights}: no such file")
+        except PermissionError:
+            check(False, name, f"{weights}: permission denied")
     output_stride = config.network.backbone.output_stride
-    check(config.network.backbone.frozen_stride >= 0, "network.backbone.frozen-stride", "must not be negative")
     check(output_stride in (8, 16), "network.backbone.output-stride", "must be 8 or 16")
     check(1 <= config.network.levels <= 3, "network.levels", "must be 1, 2 or 3")
     strides = [stride for stride in (1, 2, 4, 8, 16) if stride <= output_stride]
@@ -79,20 +88,14 @@ def validate(config: Config) -> None:
     for name in ("alpha_low", "alpha_high", "alpha_walk", "background_factor", "beta"):
         check(getattr(config.seeds, name) > 0, f"seeds.{name}", "must be positive")
     check(config.seeds.radius >= 2, "seeds.radius", "must be at least 2")
-    check(config.seeds.walk_steps >= 0, "seeds.walk-steps", "must not be negative")
     check(0 <= config.evaluate.min_probability <= 1, "evaluate.min-probability", "must lie in 0..1")
-    check(config.evaluate.train_images >= 0, "evaluate.train-images", "must not be negative")
-    check(config.evaluate.panels >= 0, "evaluate.panels", "must not be negative")
     check(0 <= config.dynamic.alpha <= 1, "dynamic.alpha", "must lie in 0..1")
     for name, ratio in (("static", config.static.bad_ratio), ("dynamic", config.dynamic.bad_ratio)):
         check(0 <= ratio <= 1, f"{name}.bad-ratio", "must lie in 0..1 (0: no image is left out)")
-    check(config.evaluate.sharpen >= 0, "evaluate.sharpen", "must not be negative")
     check(config.rounds >= 1, "rounds", "must be at least 1")
     further = config.rounds == 1 or not config.dynamic.weights
     check(further, "rounds", "a further round trains the dynamic stage: leave --dynamic.weights out")
-    check(config.seed >= 0, "seed", "must not be negative")
     repeats = config.compare.random_seeds
-    check(min(repeats, default=0) >= 0, "compare.random-seeds", "must not be negative")
     check(bool(repeats), "compare.random-seeds", "needs at least one seed")
     check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
     check(bool(config.compare.rows), "compare.rows", "needs at least one row")
@@ -109,9 +112,31 @@ def validate(config: Config) -> None:
     check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
     check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")
     check(config.part_size >= 1, "part-size", "must be at least 1")
+    check(config.max_pixels >= 1, "max-pixels", "must be at least 1")
     check(config.inference_batch >= 1, "inference-batch", "must be at least 1")
+    refused = {name for name, _ in problems}
+    for name, number in numbers(config):
+        signed = name.endswith((".bias", ".background"))  # eq. 3's biases
+        check(number >= 0 or signed or name.replace("_", "-") in refused, name, "must not be negative")
     if problems:
-        raise ConfigError("the configuration cannot work:\n  " + "\n  ".join(problems))
+        raise _error(problems)
+
+
+def _error(problems: list[tuple[str, str]]) -> ConfigError:
+    lines = dict.fromkeys(f"--{name}: {remedy}" for name, remedy in problems)
+    return ConfigError("the configuration cannot work:\n  " + "\n  ".join(lines))
+
+
+def numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a configuration with the dotted name of its field; those of a tuple have the same name."""
+    for entry in fields(config):
+        value, name = getattr(config, entry.name), f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            yield from numbers(value, f"{name}.")
+        else:
+            for one in value if isinstance(value, tuple) else (value,):
+                if isinstance(one, (int, float)) and not isinstance(one, bool):
+                    yield name, one
 
 
 def weight_files(config: Config) -> list[tuple[str, Path]]:

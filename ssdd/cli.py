@@ -51,6 +51,19 @@ def override(default: Config, args: list[str] | None = None, description: str | 
     return config
 
 
+def script_flags(args: list[str] | None = None, **flags: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
+    """The values of flags that are no fields of the configuration, and the command line without them.
+
+    Args:
+        args: the command line; that of this process if None.
+        flags: by name with underscores, each with its options for argparse.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, options in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    return parser.parse_known_args(args)
+
+
 def _read(path: AnyPath) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(path.read_text())

@@ -322,6 +322,11 @@ class Config:
     """The image list that the models are scored on."""
     skip_broken: bool = False
     """Leave out images with a broken or missing file, mask or label, and list them, instead of refusing the list."""
+    apply_exif: bool = False
+    """Turn photographs as their EXIF data say. Default: the pixels as they are stored, which the masks of most data
+    sets belong to."""
+    max_pixels: int = 25_000_000
+    """Photographs with more pixels are refused: the full-size CRF takes 160 bytes a pixel, and 25 for each label."""
     seed: int = 0
     rounds: int = 1
     """Static and dynamic refinement once more, on the dynamic network's own masks and their CRF, for each above 1."""

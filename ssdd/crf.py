@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MIN_WIDTH = 0.01
+"""The smallest width of a kernel. pydensecrf aborts the process where an image's side, or 255 for the grey levels,
+is more than 25 million times a width (measured at sides of 16 to 256 pixels). With this bound that takes a side above
+250,000 pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CRFParams:
@@ -65,6 +70,29 @@ def dense_crf(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.nda
     )
     marginals = model.inference(params.iterations)
     return np.array(marginals, dtype=np.float32).reshape(classes, height, width)
+
+
+def segment_image(
+    image: np.ndarray, probs: np.ndarray, crfs: dict[str, CRFParams], min_probability: float, sharpen: float
+) -> dict[str, np.ndarray]:
+    """Test-time masks of one image: the best class at each pixel, and the best one after each CRF.
+
+    Args:
+        image: uint8 (H, W, 3).
+        probs: float32 (C, H, W), of all classes.
+        crfs: by name.
+        min_probability: a CRF leaves out the labels whose probability stays below this everywhere.
+        sharpen: the CRFs get the softmax of so many times the probabilities; 0: the probabilities themselves.
+
+    Returns:
+        uint8 (H, W) by the names of the CRFs, and under "" without one.
+    """
+    masks = {"": probs.argmax(0).astype(np.uint8)}
+    peak = probs.max((1, 2))
+    labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
+    # A factor per pixel cancels in the CRF.
+    unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
+    return masks | {name: labels[dense_crf(image, unary[labels], crf).argmax(0)] for name, crf in crfs.items()}
 
 
 def crf_masks(

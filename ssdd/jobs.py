@@ -3,11 +3,10 @@
 import ssdd.runtime.environment  # noqa: F401 (before Ray is imported)
 
 # isort: split
-import argparse
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ssdd import cli
 from ssdd.config import Config, ConfigError
@@ -15,7 +14,8 @@ from ssdd.data.problems import DataError
 from ssdd.nets.weight_files import WeightsError
 from ssdd.presets import PRESETS
 from ssdd.reports.scores import table_lines
-from ssdd.runtime.errors import disk_is_full, message_of
+from ssdd.runtime.crashes import CrashError
+from ssdd.runtime.errors import disk_is_full, message_of, original_error
 from ssdd.runtime.plan import ResourceError
 from ssdd.runtime.session import Session
 from ssdd.runtime.tracking import TrackingError
@@ -28,22 +28,9 @@ from ssdd.training.worker import DivergedError, LostError, OrderError
 Result = TypeVar("Result")
 ERRORS = (
     *(ConfigError, DataError, RemoteError, ResourceError, WeightsError),
-    *(DivergedError, LostError, OrderError, DamagedTableError, SweepError, TrackingError),
+    *(CrashError, DivergedError, LostError, OrderError, DamagedTableError, SweepError, TrackingError),
 )
 """Errors that the user can do something about; their messages say what."""
-
-
-def script_flags(args: list[str] | None = None, **flags: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
-    """The values of flags that are no fields of the configuration, and the command line without them.
-
-    Args:
-        args: the command line; that of this process if None.
-        flags: by name with underscores, each with its options for argparse.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, options in flags.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
-    return parser.parse_known_args(args)
 
 
 def job(
@@ -69,10 +56,12 @@ def job(
     except ERRORS as error:
         sys.exit(f"{name}: {message_of(error)}")
     except OSError as error:
-        if not disk_is_full(error):
-            raise
-        what = f"no space left on the disk ({message_of(error)})"
-        sys.exit(f"{name}: {what}; make some and give the same command again: it goes on")
+        if disk_is_full(error):
+            what = f"no space left on the disk ({message_of(error)})"
+            sys.exit(f"{name}: {what}; make some and give the same command again: it goes on")
+        if isinstance(original_error(error), PermissionError):
+            sys.exit(f"{name}: {message_of(error)}; give the user that runs the job the right to read and write there")
+        raise
     for line in report(result):
         print(line)
 

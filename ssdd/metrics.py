@@ -46,6 +46,11 @@ class ConfusionMatrix:
         union = self.counts.sum(0) + self.counts.sum(1) - hit
         return np.divide(hit, union, out=np.full(self.num_classes, np.nan), where=union > 0)
 
+    @property
+    def has_foreground(self) -> bool:
+        """Whether the target has any foreground pixel."""
+        return bool(self.counts[1:].any())
+
     def foreground_ratio(self) -> float:
         """Foreground pixels of the prediction over those of the target; NaN where the target has none."""
         target, prediction = self.counts[1:].sum(), self.counts[:, 1:].sum()

@@ -68,7 +68,7 @@ def places(tmp_path_factory, bucket):
     root = tmp_path_factory.mktemp("jobs")
     folder = synthetic.generate(root / "data", train=10, val=4)
     make_odd(folder)
-    yield folder, root / "workspace"
+    yield folder, root / "work%20 ?#space"  # whatever a user calls it
     ray.shutdown()
 
 

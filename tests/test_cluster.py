@@ -1,18 +1,27 @@
 """The split of a cluster's CPUs and GPUs."""
 
+import contextlib
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import grpc
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ray.exceptions import RayTaskError
+from ray.exceptions import AuthenticationError, RayTaskError
 
+from ssdd.runtime import cluster
 from ssdd.runtime.cluster import find_cluster
 from ssdd.runtime.errors import message_of, original_error
 from ssdd.runtime.plan import Node, Plan, ResourceError, cpu_nodes_first, lanes, make_plan, workers_for
+from ssdd.runtime.ray_internals import gcs_status
 
 
 def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
@@ -114,10 +123,33 @@ def test_impossible_requests_say_what_to_change(request_, message):
         make_plan(*request_)
 
 
-@pytest.fixture
-def listening():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"127.0.0.1:{server.getsockname()[1]}"
+@contextlib.contextmanager
+def grpc_server(call=None):
+    """The address of a server that answers one call as a Ray head does, with the status UNAUTHENTICATED, or none."""
+
+    def answer(request, context):
+        if call == "token":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    if call:
+        handler = grpc.method_handlers_generic_handler(
+            "ray.rpc.NodeInfoGcsService", {"CheckAlive": grpc.unary_unary_rpc_method_handler(answer)}
+        )
+        server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+@pytest.fixture(params=["alive", "token"])
+def listening(request):
+    with grpc_server(request.param) as address:
+        yield address
 
 
 @pytest.fixture
@@ -168,6 +200,92 @@ def test_where_nothing_answers_the_message_says_so(scheme, gone, listening, monk
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(ResourceError, match="unset RAY_ADDRESS"):
         find_cluster()
+
+
+def test_something_else_at_the_address_is_told_at_once(monkeypatch, tmp_path):
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    with web, grpc_server() as other:
+        for address, status in ((f"127.0.0.1:{web.server_port}", "UNAVAILABLE"), (other, "UNIMPLEMENTED")):
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            with pytest.raises(ResourceError, match=f"{address}: no Ray cluster .*is no head of a cluster.*{status}"):
+                find_cluster()
+            monkeypatch.delenv("RAY_ADDRESS")
+            left_behind(monkeypatch, tmp_path, address)  # the port of a Ray that is gone, taken by another program
+            assert find_cluster() == "local"
+        web.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert gcs_status(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5) == "DEADLINE_EXCEEDED"
+
+
+def test_a_dashboards_address_is_told_from_a_heads(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ResourceError, match=r"address of a dashboard, to which `ray job submit` sends jobs.*6379"):
+        find_cluster()
+
+
+@pytest.mark.parametrize(
+    ("error", "named", "hint"),
+    [
+        (OSError("AF_UNIX path length cannot exceed 107 bytes: /a/b"), None, "set RAY_TMPDIR to a short path"),
+        (PermissionError(13, "Permission denied", "/tmp/ray/session_1"), None, "set RAY_TMPDIR to a folder"),
+        (PermissionError(13, "Permission denied", str(Path.home() / ".ray")), None, "set HOME to a folder"),
+        (OSError(30, "Read-only file system", str(Path.home() / ".ray")), None, "set HOME to a folder"),
+        (AuthenticationError("no authentication token was found"), "127.0.0.1:1", "set RAY_AUTH_MODE=token"),
+        (
+            RuntimeError("Version mismatch: The cluster was started with: Ray: 2.1"),
+            "127.0.0.1:1",
+            "versions of Ray and",
+        ),
+        (RuntimeError("The current node timed out during startup."), None, "session_latest/logs"),
+        (ConnectionError("Failed to connect to Ray cluster"), "127.0.0.1:1", "`ray status` on its head node"),
+    ],
+)
+def test_what_ray_says_at_its_start_comes_with_what_helps(error, named, hint, monkeypatch):
+    def init(address, **options):
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ResourceError) as caught:
+        cluster._init("auto" if named else "local", named or "local")
+    assert str(error) in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_a_full_disk_is_no_fault_of_rays(monkeypatch):
+    def init(address, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(OSError, match="No space left"):
+        cluster._init("local", "local")
+
+
+def test_a_refused_token_is_told_from_a_cluster_that_is_gone(monkeypatch):
+    error = ConnectionError("Failed to connect to Ray cluster")  # what Ray says in both cases
+    with grpc_server("token") as address:
+        assert "RAY_AUTH_TOKEN" in cluster.remedy(error, address)
+    assert "ray status" in cluster.remedy(error, address)
+
+
+def test_a_path_that_is_too_long_for_rays_sockets(tmp_path):
+    """Ray itself refuses it, before it starts anything."""
+    folder = tmp_path / ("x" * 50) / ("y" * 50)
+    folder.mkdir(parents=True)
+    code = (
+        "import ssdd.runtime.environment; from ssdd.presets import PRESETS; from ssdd.runtime import cluster\n"
+        "cluster.connect(PRESETS['mini']())"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment | {"RAY_TMPDIR": str(folder)},
+    )
+    assert "ResourceError: Ray does not start" in done.stderr
+    assert "set RAY_TMPDIR to a short path" in done.stderr
 
 
 @given(cpus=st.integers(1, 64), gpus=st.integers(0, 8), nodes=st.integers(1, 4), wanted=st.integers(1, 6))

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from ssdd.data.voc import VOC_CLASSES
+from ssdd.data.class_names import VOC_CLASSES
 from ssdd.reports.scores import TABLE_1, Scores, per_class_lines
 from ssdd.runtime.session import StoppedError
 from ssdd.stages import compare

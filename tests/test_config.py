@@ -1,8 +1,10 @@
 """Command line, checks and presets. The mini preset's values are nobody's promise and are not tested."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -10,7 +12,7 @@ from ssdd.checks import validate
 from ssdd.cli import parse
 from ssdd.config import BiasConfig, Config, ConfigError, StepConfig
 from ssdd.crf import CRFParams
-from ssdd.fields import flatten, from_dict, to_dict
+from ssdd.fields import flatten, from_dict, replaced, to_dict, type_of
 from ssdd.presets import PRESETS
 
 PAPER = PRESETS["paper"]()
@@ -106,6 +108,7 @@ def test_presets_are_valid(preset):
         ({"static__train__momentum": 1.0}, ["--static.train.momentum"]),
         ({"static__train__weight_decay": -1e-4}, ["--static.train.weight-decay"]),
         ({"crf__bilateral_sxy": 0}, ["--crf.bilateral-sxy"]),
+        ({"dynamic__crf__bilateral_srgb": 1e-6}, ["--dynamic.crf.bilateral-srgb: must be at least 0.01"]),
         ({"dynamic__crf__iterations": 0}, ["--dynamic.crf.iterations"]),
         ({"seeds__crf__gaussian_weight": -1}, ["--seeds.crf.gaussian-weight"]),
         ({"evaluate__min_probability": 1.5}, ["--evaluate.min-probability"]),
@@ -250,3 +253,34 @@ def test_paper_preset_seeds():
     assert (seeds.alpha_low, seeds.alpha_high, seeds.alpha_walk) == (4, 32, 16)
     assert (seeds.radius, seeds.beta, seeds.walk_steps) == (5, 8, 256)
     assert sorted(seeds.cam_scales) == [0.5, 1, 1.5, 2]
+
+
+def _numeric_fields():
+    """Every field of the configuration that takes numbers, with the type of one of them."""
+    for name in flatten(to_dict(PAPER)):
+        kind = type_of(name)
+        inner = {kind, *get_args(kind)}
+        if float in inner or int in inner:
+            yield name, float if float in inner else int
+
+
+def _with(name, number):
+    """The paper's configuration with a number in a field; in one of several numbers, as the last."""
+    value = functools.reduce(getattr, name.split("."), PAPER)
+    return replaced(PAPER, {name: (*value[:-1], number) if isinstance(value, tuple) else number})
+
+
+@pytest.mark.parametrize(("name", "kind"), _numeric_fields())
+def test_every_number_is_finite_and_negative_only_as_a_bias(name, kind):
+    flag = f"--{name.replace('_', '-')}:"
+    for number in (float("nan"), float("inf"), float("-inf")) if kind is float else ():
+        with pytest.raises(ConfigError, match="which is no number to compute with") as error:
+            validate(_with(name, number))
+        assert flag in str(error.value)
+    if name.endswith((".bias", ".background")):
+        validate(_with(name, kind(-0.25)))
+        return
+    with pytest.raises(ConfigError) as error:
+        validate(_with(name, kind(-1)))
+    assert flag in str(error.value)
+    assert "must not be negative" not in str(error.value) or len(str(error.value).splitlines()) == 2

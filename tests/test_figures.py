@@ -1,7 +1,13 @@
 """Pictures, as far as a test can look at them."""
 
+import io
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from small import ROOT
 
 from ssdd.data import codec
 from ssdd.reports import figures
@@ -51,3 +57,41 @@ def test_predictions_are_compared_with_the_baseline_where_there_is_one(row):
     assert "against baseline" not in titles(figures.predictions([both], CLASSES))
     knowledge = {**row, "baseline_knowledge": row["knowledge"]}
     assert len(titles(figures.predictions([knowledge], CLASSES, show_data=False))) == 1
+
+
+@pytest.mark.parametrize("name", ["$a$b$", "$\\frac$", "_hidden"])
+def test_names_are_drawn_as_they_are(row, name):
+    classes = ("background", name, "dog")
+    samples = [(name, np.zeros((4, 5, 3), np.uint8), np.array([[0, 1, 2, 255, 1]] * 4, np.uint8), [name])]
+    for figure in (figures.refinement([{**row, "image_id": name}], classes), figures.data_sheet(samples, classes)):
+        figure.savefig(io.BytesIO())
+        shown = [
+            text.get_text().strip() for axis in figure.axes for text in (axis.yaxis.label, axis.title, *axis.texts)
+        ]
+        shown += [text.get_text().strip() for legend in figure.legends for text in legend.get_texts()]
+        assert any(name in text for text in shown)
+    legend = figures.refinement([row], classes).legends[0]
+    assert name in [text.get_text().strip() for text in legend.get_texts()]
+
+
+def test_an_overlay_leaves_the_background_and_colours_the_rest():
+    image = np.full((1, 3, 3), 100, np.uint8)
+    picture = figures.overlay(image, np.array([[0, 1, 255]], np.uint8))
+    assert (picture.dtype, picture[0, 0].tolist()) == (np.uint8, [100, 100, 100])
+    assert picture[0, 1].tolist() == [int(0.45 * 100 + 0.55 * 128), 45, 45]
+    assert picture[0, 2].tolist() == [int(0.45 * 100 + 0.55 * 255)] * 3
+
+
+def test_a_backend_that_a_notebook_has_named_does_not_end_the_import():
+    backend = "module://matplotlib_inline.backend_inline"
+    code = "import os; import ssdd.reports.figures as f; f.Figure().savefig(os.devnull, format='png'); "
+    code += "print(os.environ['MPLBACKEND'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "MPLBACKEND": backend},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == backend

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import ray
 import torch
+from PIL import Image
 from small import ROOT, SMALL, listening, run_job
 
+import ssdd
 from ssdd import cli
-from ssdd.config import AugmentConfig
+from ssdd.config import AugmentConfig, ConfigError
 from ssdd.crf import CRFParams, crf_masks
 from ssdd.data import codec, synthetic, voc
 from ssdd.data.drawn_objects import CLASSES
@@ -31,6 +33,7 @@ from ssdd.runtime.actor_crf import ActorCRF
 from ssdd.runtime.crf_pool import CRFPool
 from ssdd.runtime.plan import cpu_nodes_first
 from ssdd.runtime.session import Session
+from ssdd.runtime.tracking import sqlite_uri
 from ssdd.stages import images
 from ssdd.storage import paths
 from ssdd.storage.artifacts import Artifact
@@ -152,6 +155,26 @@ def test_evaluate_job_scores_another_folder(places, tmp_path):
     assert 0 <= scores["val.dynamic"] <= 100
     assert (workspace / "figures" / "predictions-other-val.png").is_file()
     assert [path.read_bytes() for path in kept] == before
+
+
+def test_a_loaded_network_gives_the_masks_that_are_scored(places):
+    folder, workspace = places
+    ids = voc.read_split(voc.open_folder(folder), "val")
+    predictions, *_ = [p for p in (workspace / "artifacts").glob("predictions-*") if open_table(p).rows == len(ids)]
+    rows = {row["image_id"]: row for row in open_table(predictions)}
+    files = [folder / "JPEGImages" / f"{image_id}.jpg" for image_id in ids]
+    for name in ("dynamic", "baseline"):
+        segmenter = ssdd.load(workspace, name)
+        for column, crf in ((name, False), (f"{name}_crf", True)):
+            masks = segmenter.predict(files, crf=crf)
+            scored = [codec.read_mask(rows[image_id][column]) for image_id in ids]
+            same = [(mask == other).mean() for mask, other in zip(masks, scored, strict=True)]
+            assert min(same) > 0.999, "rounding aside, which the number of threads and images at once decide"
+    np.testing.assert_array_equal(
+        ssdd.load(str(workspace)).predict(files[0]), ssdd.load(workspace, "dynamic").predict(files[0])
+    )
+    with pytest.raises(ConfigError, match="has no network 'best'; it has baseline, dynamic"):
+        ssdd.load(workspace, "best")
 
 
 def test_evaluate_writes_the_archive_of_vocs_test_server(places, tmp_path):
@@ -315,6 +338,35 @@ def test_broken_images_are_refused_or_with_a_flag_left_out_and_listed(places, tm
         images.run(session, "train")
 
 
+def test_a_rotated_photograph_and_a_mask_against_its_label_are_told(places, tmp_path, capsys):
+    folder = synthetic.generate(tmp_path / "data", train=4, val=2, seed=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = folder / "JPEGImages" / "train_0000.jpg"
+    with Image.open(path) as image:
+        wide = image.resize((96, 64))
+    wide.save(path, exif=exif)
+    (folder / "SegmentationClass" / "train_0000.png").unlink()
+    lines = (folder / "labels.csv").read_text().splitlines()
+    other = next(name for name in CLASSES if name not in next(line for line in lines if "train_0001" in line))
+    (folder / "labels.csv").write_text(
+        "".join(f"{line};{other}\n" if line.startswith("train_0001") else f"{line}\n" for line in lines)
+    )
+    args = [*SMALL, "--data", str(folder), "--workspace", str(tmp_path / "w")]
+    shapes = []
+    for flags in ([], ["--apply-exif"]):
+        with Session(cli.parse([*args, *flags]), "images") as session:
+            (row,) = [r for r in images.run(session, "train").table if r["image_id"] == "train_0000"]
+        shapes.append(codec.read_image(row["image"]).shape)
+    assert shapes == [(64, 96, 3), (96, 64, 3)]
+    out = capsys.readouterr().out
+    assert out.count("[images-train] warning: 1 of 4 photographs have an EXIF rotation, which is ignored") == 1
+    assert out.count("[images-train] warning: 1 of 3 masks hold other classes than the image-level labels: ") == 2
+    with Session(cli.parse([*args, "--max-pixels", "6143"]), "images") as session, pytest.raises(DataError) as error:
+        images.run(session, "train")
+    assert "train_0000.jpg: 96x64 are more than 6143 pixels" in str(error.value)
+
+
 @pytest.mark.parametrize("flag", ["--static.weights", "--dynamic.weights"])
 def test_a_wrong_weight_file_ends_the_job_before_any_work(places, tmp_path, flag):
     folder, _ = places
@@ -354,7 +406,7 @@ def test_mlflow_has_configuration_metrics_over_time_and_pictures(places):
     import mlflow
 
     _, workspace = places
-    client = mlflow.MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
+    client = mlflow.MlflowClient(sqlite_uri(workspace / "mlflow.db"))
     (experiment,) = [e for e in client.search_experiments() if e.name == "ssdd-mini"]
     runs = client.search_runs([experiment.experiment_id], order_by=["start_time"])
     run = next(r for r in runs if r.data.tags["job"] == "dynamic" and "dynamic.loss.main" in r.data.metrics)
@@ -389,6 +441,7 @@ def no_answer(path):
     raise OSError("AWS Error NETWORK_CONNECTION")
 
 
+@pytest.mark.minutes
 def test_a_training_through_faults_with_its_checkpoints_in_a_bucket_ends_like_one_without(
     places, remote, tracking, tmp_path, capsys, monkeypatch
 ):

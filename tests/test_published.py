@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ssdd.config import BackboneConfig, NetworkConfig
-from ssdd.nets.backbones import build_backbone, load_weights
+from ssdd.nets import imagenet
+from ssdd.nets.backbones import build_backbone
 from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, SegmentationNet, StaticNet
 from ssdd.nets.published import convert, fill
 from ssdd.nets.weight_files import WeightsError, read
@@ -372,7 +373,7 @@ def test_imagenet_file_fills_the_backbone(trunk, tmp_path):
     with path.open("wb") as stream:
         write_params(stream, source, None)
     backbone = build_backbone(PAPER.backbone)
-    assert load_weights(backbone, BackboneConfig("resnet38", 8, str(path))) == str(path)
+    assert imagenet.load(backbone, BackboneConfig("resnet38", 8, str(path))) == str(path)
     path.unlink()
     filled = {k: v for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     assert filled.keys() == trunk.keys()
@@ -388,7 +389,7 @@ def test_a_params_file_that_does_not_fill_a_backbone_is_named_with_its_flag(tmp_
     ):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=rf"--network\.backbone\.weights .*other\.params: .*{reason}"):
-            load_weights(backbone, BackboneConfig("resnet18", 16, str(path)))
+            imagenet.load(backbone, BackboneConfig("resnet18", 16, str(path)))
 
 
 IMAGENET_SAMPLE = {

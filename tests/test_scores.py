@@ -1,8 +1,13 @@
 """What is said of scores."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from ssdd.data import codec
 from ssdd.reports.scores import Scores, collapsed, difference_lines, read_scores, table_lines, write_scores
+from ssdd.stages import evaluate, images
+from ssdd.storage.tables import cut, write_table
 
 CLASSES = ("background", "cat", "dog")
 
@@ -23,7 +28,7 @@ def test_a_model_without_a_right_foreground_pixel_has_collapsed(per_class, expec
 def test_the_table_lists_every_score_or_says_that_there_is_none():
     lines = table_lines(Scores({"train.advice": 50.04, "val.dynamic": 7.0}, {}))
     assert lines == ["mean IoU (%)", "  train.advice   50.0", "  val.dynamic     7.0"]
-    assert table_lines(Scores({}, {})) == ["no true masks: nothing to score"]
+    assert table_lines(Scores({}, {})) == ["no true masks with a foreground class: nothing to score"]
 
 
 def test_the_foreground_stands_beside_the_scores_that_have_it():
@@ -49,3 +54,19 @@ def test_scores_survive_their_file(tmp_path):
     write_scores(tmp_path / "metrics.json", scores)
     assert read_scores(tmp_path / "metrics.json") == scores
     assert scores.flat() == {"a": 1.0, "difference.train.differing": 3.0, "foreground.a": 1.1}
+
+
+@pytest.mark.parametrize("truth", [[0, 0, 0, 255], [0, 1, 0, 255], None])
+def test_without_foreground_in_the_truth_there_is_no_mean_iou(tmp_path, truth):
+    """A perfect mask and an empty one would both have 100 %. Single images keep a number, by which they are sorted."""
+    schema = pa.schema([("image_id", pa.string()), ("truth", pa.binary()), ("mask", pa.binary())])
+    encode = lambda values: codec.encode_mask(np.array([values], np.uint8))  # noqa: E731
+    rows = [{"image_id": name, "truth": truth and encode(truth), "mask": encode([0, 0, 2, 0])} for name in "ab"]
+    table = write_table(tmp_path, cut(["a", "b"], 1), schema, rows)
+    scored = evaluate.score("val", [table], ["mask"], CLASSES)
+    has_foreground = truth is not None and 1 in truth
+    assert images.has_truth(table) == has_foreground
+    assert set(scored.scores.mean) == ({"val.mask"} if has_foreground else set())
+    assert set(scored.images) == (set() if truth is None else {"a", "b"})
+    assert all(np.isfinite(image["mask"]) for image in scored.images.values())
+    assert table_lines(scored.scores)[0].startswith("IoU (%)" if has_foreground else "no true masks with a foreground")

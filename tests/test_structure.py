@@ -17,6 +17,7 @@ ROOMS = (
     ("nets",),
     ("objectives",),
     ("reports",),
+    ("segmenter",),
     ("runtime",),
     ("training",),
     ("stages",),
@@ -144,8 +145,14 @@ names = ["ssdd.refine", "ssdd.crf", "ssdd.losses", "ssdd.metrics", "step"]
 for package in ("ssdd.objectives", "ssdd.nets"):
     found = importlib.import_module(package)
     names += [f"{package}.{module.name}" for module in pkgutil.iter_modules(found.__path__)]
+import ssdd, ssdd.crf
+assert "torch" not in sys.modules
 for name in names:
     importlib.import_module(name)
+try:
+    ssdd.load("nowhere")
+except ValueError as error:
+    assert "nothing was trained there" in str(error)
 print(len(names))
 """
 RUN_BENCH_STEP = """

@@ -20,7 +20,7 @@ from small import ROOT, SMALL, run_job
 from ssdd import cli
 from ssdd.config import ConfigError
 from ssdd.presets import mini
-from ssdd.runtime.tracking import Tracker, TrackingError
+from ssdd.runtime.tracking import Tracker, TrackingError, sqlite_uri
 from ssdd.sweeps import base
 
 pytestmark = pytest.mark.ray
@@ -41,7 +41,7 @@ def newest(workspace, name):
 
 def runs_below(workspace, parent=None, uri=None):
     """Parent and children of the newest sweep, or of one run."""
-    client = mlflow.MlflowClient(uri or f"sqlite:///{workspace / 'mlflow.db'}")
+    client = mlflow.MlflowClient(uri or sqlite_uri(workspace / "mlflow.db"))
     (experiment,) = [e for e in client.search_experiments() if e.name == "ssdd-mini"]
     runs = client.search_runs([experiment.experiment_id], order_by=["start_time desc"], max_results=500)
     parent = parent or next(r for r in runs if "sweep" in r.data.tags and "mlflow.parentRunId" not in r.data.tags)

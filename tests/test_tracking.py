@@ -1,24 +1,41 @@
 """One MLflow run for a job, also when its metrics come from another thread."""
 
+import contextlib
 import pickle
+import re
+import shutil
+import sqlite3
+import sys
 import threading
 from pathlib import Path
 
 import matplotlib.figure
+import mlflow
 import pytest
 
 from ssdd.presets import mini
+from ssdd.runtime import tracking
 from ssdd.runtime.tracking import Tracker, TrackingError
 from ssdd.storage.paths import to_path
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """MLflow's tables without a run: they take seconds to make."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture(params=["workspace", "MLFLOW_TRACKING_URI"])
-def tracker(request, tmp_path, monkeypatch):
+def tracker(request, tmp_path, monkeypatch, empty_database):
     monkeypatch.chdir(tmp_path)  # where mlflow puts artifacts of a store that says nothing else
     if request.param == "workspace":
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        shutil.copy(empty_database, tmp_path / "mlflow.db")
     else:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+        shutil.copy(empty_database, tmp_path / "other.db")
     made = Tracker(mini(), "static", tmp_path)
     assert (tmp_path / "mlflow.db").exists() == (request.param == "workspace")
     return made
@@ -43,6 +60,89 @@ def test_everything_is_in_one_run(tracker):
     assert run.data.params["dynamic.alpha"] == "0.5"
     assert {"config.json", "refinement.png"} == {a.path for a in client.list_artifacts(run.info.run_id)}
     assert Path(experiment.artifact_location.removeprefix("file://")).name
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "what?", "a%20 ?#b"])
+def test_any_name_of_a_workspace(tmp_path, monkeypatch, empty_database, name):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    workspace = tmp_path / "outer" / name
+    workspace.mkdir(parents=True)
+    if name != "a%20 ?#b":  # which is begun anew
+        shutil.copy(empty_database, workspace / "mlflow.db")
+    made = Tracker(mini(), "static", workspace)
+    made.metrics({"train.refined": 50.0})
+    made.figure(matplotlib.figure.Figure(), "refinement")
+    made.close(failed=False)
+    assert [path.name for path in (tmp_path / "outer").iterdir()] == [name], "nothing beside it"
+    assert {"mlflow.db", "mlartifacts"} <= {path.name for path in workspace.iterdir()}
+    assert list(workspace.glob("mlartifacts/*/artifacts/refinement.png"))
+
+
+def damage(path, kind):
+    """Make a database unusable in one of several ways."""
+    if kind == "garbage":
+        path.write_bytes(b"no database" * 1000)
+    elif kind == "malformed":
+        data = bytearray(path.read_bytes())
+        data[5000:200000] = b"x" * 195000
+        path.write_bytes(data)
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("update alembic_version set version_num = '451aebb31d03'")
+            connection.commit()
+
+
+def test_a_locked_database_waits_for_the_other_program(tmp_path):
+    """MLflow itself would wait for 5 seconds."""
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as first:
+        first.execute("begin exclusive")
+        second = sqlite3.connect(tmp_path / "x.db", timeout=0)
+        with contextlib.closing(second), pytest.raises(sqlite3.OperationalError) as error:
+            second.execute("create table a (b)")
+    assert "close the other program" in tracking._remedy(error.value, "sqlite:///x.db")
+    assert tracking._remedy(ValueError("something else"), "sqlite:///x.db") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("garbage", "its file is damaged: bring back a copy, or move it away"),
+        ("malformed", "its file is damaged"),
+        ("old", "copy it and run `mlflow db upgrade sqlite:"),
+    ],
+)
+def test_an_unusable_database_is_named_with_what_helps(tmp_path, monkeypatch, empty_database, kind, hint):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_database, tmp_path)
+    damage(tmp_path / "mlflow.db", kind)
+    with pytest.raises(TrackingError, match=re.escape(hint)) as error:
+        Tracker(mini(), "static", tmp_path)
+    assert f"{tmp_path}/mlflow.db" in str(error.value)
+    assert "delete" not in str(error.value), "all runs would be lost"
+
+
+def test_a_deleted_experiment_is_brought_back(tracker, tmp_path):
+    tracker.client.delete_experiment(tracker.experiment_id)
+    match = (
+        rf"ssdd-mini is deleted; bring it back with `mlflow experiments restore --experiment-id {tracker.experiment_id}"
+    )
+    with pytest.raises(TrackingError, match=match):
+        Tracker(mini(), "static", tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["mysql+nosuchdriver://me:secret@127.0.0.1/x", "foo://x"])
+def test_a_store_that_cannot_be_used_is_named(tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match="does not answer") as error:
+        Tracker(mini(), "static", tmp_path)
+    assert "secret" not in str(error.value)
+
+
+def test_a_driver_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+pymysql://me:secret@127.0.0.1/x")
+    with pytest.raises(TrackingError, match=r"install the database's driver \(pip install 'pymysql'\)"):
+        Tracker(mini(), "static", tmp_path)
 
 
 def test_a_failed_job_is_marked(tracker):

@@ -1,22 +1,49 @@
 """Images, masks and presence labels as arrays: decoding, checking and encoding single files."""
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from ssdd.data.problems import fault
+from ssdd.data import exif
+from ssdd.data.problems import DataError, fault, permitted
 from ssdd.storage.paths import AnyPath, to_path
 
 # What Pillow's JPEG and PNG readers raise on damaged bytes, SyntaxError being a broken PNG chunk.
-_DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `probe_image` has a limit of its own
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+
+class Probe(NamedTuple):
+    """What the header of an image says."""
+
+    width: int
+    height: int
+    """In pixels, as stored."""
+    orientation: int
+    """EXIF's: 1 as stored, 2 to 8 to be mirrored or rotated."""
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height after the rotation."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
 @contextmanager
@@ -24,10 +51,22 @@ def decoding(source: str | AnyPath | bytes, kind: str) -> Iterator[bytes]:
     """The bytes of a source; what Pillow says against them inside the block becomes a DataError."""
     name = "bytes" if isinstance(source, bytes) else str(source)
     try:
-        yield source if isinstance(source, bytes) else to_path(source).read_bytes()
+        if isinstance(source, bytes):
+            yield source
+        else:
+            path = to_path(source)
+            with permitted(path):
+                data = path.read_bytes()
+            yield data
+    except DataError:  # which is a ValueError
+        raise
     except UnidentifiedImageError as error:  # its own message shows a memory address
         raise fault(kind, f"{name}: not a JPEG or PNG file, or its header is damaged") from error
+    except Image.DecompressionBombError as error:
+        raise fault("huge image", f"{name}: {error}") from error
     except _DECODE_ERRORS as error:
+        if "text chunk" in str(error) or "MAX_TEXT_CHUNK" in str(error):
+            raise fault("large metadata", f"{name}: its text metadata are larger than Pillow reads") from error
         raise fault(kind, f"{name}: {error}") from error
 
 
@@ -35,25 +74,75 @@ def open_image(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data), formats=("JPEG", "PNG"))  # no other reader for files of unknown origin
 
 
-def probe_image(path: AnyPath) -> tuple[int, int]:
-    """The (width, height) of an image that decodes to its end."""
+def probe_image(path: AnyPath, max_pixels: int | None = None) -> Probe:
+    """The header of an image that decodes to its end.
+
+    Raises:
+        problems.DataError: it does not, or it has more than `max_pixels` pixels.
+    """
     with decoding(path, "unreadable image") as data:
         image = open_image(data)
-        size = image.size
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise fault("large image", f"{path}: {width}x{height} are more than {max_pixels} pixels")
+        probe = Probe(width, height, _orientation(image))
         image.draft(None, (1, 1))  # JPEG: 1/8 scale, several times faster and still reads every byte
         image.load()
-    return size
+    return probe
+
+
+def probe_header(path: AnyPath) -> Probe:
+    """The header of an image; of a PNG, whose metadata may stand behind its pixels, all of it. Raises DataError."""
+    with decoding(path, "unreadable image") as data:
+        image = open_image(data)
+        return Probe(*image.size, _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG":
+        image.load()  # `getexif` would do so, and hide an error
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:  # damaged metadata say nothing
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def image_bytes(path: AnyPath, apply_exif: bool) -> bytes:
+    """The bytes of an image file as tables store them: with an EXIF orientation only if it is to be applied.
+
+    The pixels stay what they are, for a JPEG is changed by being encoded again. Raises DataError.
+    """
+    with decoding(path, "unreadable image") as data:
+        if apply_exif or _orientation(open_image(data)) == 1:
+            return data
+        bare = exif.without_metadata(data)
+        if _orientation(open_image(bare)) != 1:
+            raise ValueError("its EXIF orientation cannot be taken away")
+        return bare
 
 
 def read_image(source: str | AnyPath | bytes) -> np.ndarray:
     """Decode a JPEG or PNG, given as path or bytes, to RGB: uint8 (H, W, 3).
 
-    The pixels are as stored: an EXIF orientation is not applied, because masks align with the stored pixels.
-    Other modes are converted, 16-bit ones by their high byte; transparency is dropped. Raises DataError.
+    An EXIF orientation is applied; `image_bytes` takes it away where it is not to be. Other modes are converted,
+    16-bit ones by their high byte; transparency is dropped. Raises DataError.
     """
     with decoding(source, "unreadable image") as data:
         image = open_image(data)
-        image.load()
+        image = turned(image)
+    return to_rgb(image)
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """An open image as its EXIF orientation says; the pixels are read."""
+    orientation = _orientation(image)
+    image.load()
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an open image as they are stored, as RGB: uint8 (H, W, 3), see `read_image`."""
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it at 255
         return np.stack([(np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)] * 3, axis=-1)
     if image.mode == "P" and "transparency" in image.info:
@@ -66,12 +155,20 @@ def read_mask(source: str | AnyPath | bytes) -> np.ndarray:
 
     DataError for any other file: the values of a colour image or of another depth are no class indices.
     """
+    return read_indexed(source)[0]
+
+
+def read_indexed(source: str | AnyPath | bytes) -> tuple[np.ndarray, np.ndarray | None]:
+    """A mask as by `read_mask`, and its palette, uint8 (N, 3); None for greyscale."""
     with decoding(source, "bad mask") as data:
         # Pillow scales 2 and 4-bit grey to 0..255, so the header and not the mode tells what the values are.
         depth, colour = data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 26 else (0, 0)
         if colour != 3 and (depth, colour) != (8, 0):  # 3 is palette, 0 is greyscale
             raise ValueError("not a palette PNG nor an 8-bit greyscale one")
-        return np.array(open_image(data))
+        image = open_image(data)
+        mask = np.array(image)
+        palette = image.getpalette("RGB") if colour == 3 else None
+        return mask, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

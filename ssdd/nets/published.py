@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssdd.nets.backbones import ResNet38, resnet38_name
+from ssdd.nets.backbones import ResNet38
+from ssdd.nets.imagenet import resnet38_name
 from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, SegmentationHead, SegmentationNet, StaticNet
 from ssdd.nets.weight_files import WeightsError, read
 from ssdd.storage.paths import AnyPath

@@ -1,14 +1,18 @@
-"""Files of named tensors: torch's state dicts, and MXNet's `.params` files without MXNet."""
+"""Files of named tensors: torch's state dicts, `.safetensors`, and MXNet's `.params` files without MXNet."""
 
 import math
+import os
 import pickle
 import struct
+from pathlib import Path
 from typing import BinaryIO
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ssdd.storage.paths import AnyPath
+from ssdd.storage.paths import ABSENT, AnyPath, stat
 
 _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # of one array; in the oldest files it has none
@@ -23,13 +27,27 @@ class WeightsError(RuntimeError):
 def read(path: AnyPath) -> dict[str, Tensor]:
     """The tensors of a file by their names, on the CPU. Nothing in the file is run.
 
-    A `.params` file is MXNet's list of dense arrays, float32 or float16; any other file is a state dict of torch.
+    A `.params` file is MXNet's list of dense arrays, float32 or float16; a `.safetensors` file has a format of its
+    own; any other file is a state dict of torch.
 
     Raises:
         WeightsError: no such file, another format, or only a part of the file; the message names it and the remedy.
     """
-    if not path.is_file():
+    try:
+        absent = stat(path) == ABSENT
+    except PermissionError:
+        absent, readable = False, False
+    else:
+        readable = not isinstance(path, Path) or os.access(path, os.R_OK)
+    if absent:
         raise WeightsError(f"{path}: no such file; check the path, or download the file")
+    if not readable:
+        raise WeightsError(f"{path}: permission denied; give the user that runs the job the right to read it")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: not a whole .safetensors file ({error}); download it again") from error
     if path.suffix == ".params":
         try:
             with path.open("rb") as stream:

@@ -1,14 +1,34 @@
-"""Panels like the paper's Figs. 7 and 8, from table rows. matplotlib without a display."""
+"""Panels like the paper's Figs. 7 and 8, from table rows, and sheets of data. matplotlib without a display."""
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ssdd.data import codec
 from ssdd.storage import maps
 from ssdd.storage.tables import Row
+
+
+@contextlib.contextmanager
+def _any_backend() -> Iterator[None]:
+    """For the import of matplotlib: MPLBACKEND from a notebook can name a backend that is not installed here."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+
+
+with _any_backend():
+    import matplotlib
+    from matplotlib.figure import Figure
+
+with contextlib.suppress(KeyError, ValueError):  # for who draws with pyplot in the same process
+    matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
 
 Panel = tuple[str, Callable[[Row], np.ndarray | None]]
 _MODELS = {
@@ -121,6 +141,52 @@ def heat_map(values: dict[tuple[float, float], float], axes: tuple[str, str], ti
     return figure
 
 
+def data_sheet(
+    samples: Sequence[tuple[str, np.ndarray, np.ndarray | None, Sequence[str]]], classes: tuple[str, ...]
+) -> Figure:
+    """Photographs under their named masks, four in a line, to see whether masks and classes mean what is in the image.
+
+    Args:
+        samples: for each image its id, the photograph (uint8 (H, W, 3)), the mask (uint8 (H, W)) or None, and the
+            names of its image-level labels.
+        classes: names, background first.
+    """
+    lines = -(-len(samples) // 4)
+    figure = Figure(figsize=(13, 3.4 * lines), layout="constrained")
+    axes = figure.subplots(lines, 4, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, (image_id, image, mask, labels) in zip(axes, samples, strict=False):
+        axis.imshow(image if mask is None else overlay(image, mask))
+        axis.set_title(f"{image_id}: {', '.join(labels) or 'no labels'}", fontsize=8, parse_math=False)
+        for value in [] if mask is None else np.unique(mask[(mask > 0) & (mask < len(classes))]):
+            y, x = _middle(mask == value)
+            box = dict(facecolor="white", alpha=0.75, edgecolor=tuple(codec.voc_palette()[value] / 255), pad=2)
+            text = f"{value} {classes[value]}"
+            axis.text(x, y, text, fontsize=8, ha="center", va="center", bbox=box, parse_math=False)
+    return figure
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A photograph with its mask over it: uint8 (H, W, 3). Background stays as it is, 255 becomes white.
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: class indices, uint8 (H, W).
+    """
+    colours = codec.voc_palette()[mask].astype(np.float32)
+    colours[mask == 255] = 255
+    mixed = 0.45 * image.astype(np.float32) + 0.55 * colours
+    return np.where((mask == 0)[..., None], image, mixed).astype(np.uint8)
+
+
+def _middle(region: np.ndarray) -> tuple[int, int]:
+    """The (y, x) of the region's pixel that is nearest to the middle of all its pixels."""
+    ys, xs = np.nonzero(region)
+    nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
+    return int(ys[nearest]), int(xs[nearest])
+
+
 def _image(row: Row) -> np.ndarray:
     return codec.read_image(row["image"])
 
@@ -167,15 +233,23 @@ def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...], show_d
                 axis.imshow(picture, cmap="inferno", vmin=0, vmax=1, extent=(0, width, height, 0))
             if number == 0:
                 axis.set_title(title, fontsize=9)
-        line[0].set_ylabel(row["image_id"], fontsize=6)
+        line[0].set_ylabel(row["image_id"], fontsize=6, parse_math=False)
         for column in ("truth", *(c for c in row if c in ("refined", "dynamic"))):
             if row[column] is not None and (show_data or column != "truth"):
                 shown |= set(np.unique(codec.read_mask(row[column])).tolist())
     palette = codec.voc_palette() / 255
+    named = [c for c in sorted(shown) if c < len(classes)]
     handles = [
-        figure.axes[0].scatter([], [], marker="s", s=40, color=palette[c], edgecolor="grey", label=classes[c])
-        for c in sorted(shown)
-        if c < len(classes)
+        figure.axes[0].scatter([], [], marker="s", s=40, color=palette[c], edgecolor="grey", label=_label(classes[c]))
+        for c in named
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(10, max(1, len(handles))), fontsize=8)
+    columns = min(10, max(1, len(handles)))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a `$` in a name is no formula
     return figure
+
+
+def _label(name: str) -> str:
+    """A name as a label: matplotlib leaves those out of a legend that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ssdd.data.voc import VOC_CLASSES
+from ssdd.data.class_names import VOC_CLASSES
 from ssdd.storage.artifacts import write_text
 from ssdd.storage.paths import AnyPath
 
@@ -57,7 +57,7 @@ class Scores:
 def table_lines(scores: Scores) -> list[str]:
     """IoU of each class, mean IoUs, and what the difference offers, as lines for the terminal."""
     if not scores.mean:
-        return ["no true masks: nothing to score"]
+        return ["no true masks with a foreground class: nothing to score"]
     other = ("train.", f"{GATED}.", *(f"{stage}." for stage in _STAGES))
     tested = {name: iou for name, iou in scores.per_class.items() if not name.startswith(other)}
     return [*per_class_lines(tested), *mean_lines(scores), *difference_lines(scores.difference)]

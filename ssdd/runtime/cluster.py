@@ -1,5 +1,6 @@
 """Connecting to a Ray cluster or starting a local one, and what is asked of it."""
 
+import errno
 import logging
 import os
 import socket
@@ -10,11 +11,13 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.exceptions import AuthenticationError
 
 from ssdd.config import Config
 from ssdd.runtime import environment
+from ssdd.runtime.errors import disk_is_full
 from ssdd.runtime.plan import Node, Plan, ResourceError, make_plan
-from ssdd.runtime.ray_internals import Breather
+from ssdd.runtime.ray_internals import Breather, gcs_status
 from ssdd.storage.paths import AnyPath, RemotePath
 
 
@@ -58,11 +61,12 @@ def connect(config: Config) -> Plan:
     if not ray.is_initialized():
         named = environment.ray_address()
         own_size = config.num_cpus is not None and named in (None, "local")
-        if own_size or find_cluster() == "local":
+        address = "local" if own_size else find_cluster()
+        if address == "local":
             _start_local(config.num_cpus, options)
         else:
             # By its address alone, Ray would not look for the token of the cluster that was started here.
-            ray.init(named or "auto", **options)
+            _init(named or "auto", address, **options)
     if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
         raise ResourceError(
             f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "
@@ -90,13 +94,61 @@ def _start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with environment.of_local_ray(port):
-        ray.init("local", num_cpus=num_cpus, include_dashboard=True, dashboard_port=port, **options)
+        _init("local", "local", num_cpus=num_cpus, include_dashboard=True, dashboard_port=port, **options)
     if not on_loopback():
         ray.shutdown()
         raise ResourceError(
             "the local Ray that was started could be reached from other machines: import ssdd.runtime.environment "
             "before ray, and leave RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER unset"
         )
+
+
+def _init(asked: str, address: str, **options: Any) -> None:
+    """`ray.init`. ResourceError with the cause and what helps, whatever it raises but that the disk is full.
+
+    Args:
+        asked: what Ray is given.
+        address: of the cluster that this means; `local` for a Ray that is started.
+        options: of `ray.init`.
+    """
+    try:
+        ray.init(asked, **options)
+    except Exception as error:
+        if disk_is_full(error):
+            raise
+        what = "Ray does not start" if address == "local" else f"the Ray cluster at {address} cannot be joined"
+        raise ResourceError(f"{what} ({str(error).strip() or repr(error)}); {remedy(error, address)}") from error
+
+
+def remedy(error: Exception, address: str) -> str:
+    """What helps against an error of `ray.init`.
+
+    Args:
+        error: that it raised.
+        address: of the cluster that was to be joined; `local` for a Ray that is started.
+    """
+    text = str(error)
+    if "Version mismatch" in text:
+        return (
+            "install the cluster's versions of Ray and Python here (pip install 'ray==VERSION'), or unset RAY_ADDRESS"
+        )
+    asks_for_token = address != "local" and _gcs_status(address) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
+    if isinstance(error, AuthenticationError) or asks_for_token:
+        return (
+            "the cluster asks for its token: set RAY_AUTH_MODE=token, and in RAY_AUTH_TOKEN what the head node has in "
+            "~/.ray/auth_token (or in RAY_AUTH_TOKEN_PATH a file with it)"
+        )
+    if "AF_UNIX path" in text:
+        return "set RAY_TMPDIR to a short path, /tmp say: the paths of Ray's sockets have at most 107 bytes"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if Path(str(error.filename)).is_relative_to(Path.home() / ".ray"):
+            return "set HOME to a folder that can be written: Ray keeps its token there, in .ray"
+        return "set RAY_TMPDIR to a folder that can be written, with a short path: /tmp/ray belongs to another user"
+    if address != "local":
+        return "see that it runs (`ray status` on its head node), or unset RAY_ADDRESS for a local Ray"
+    return (
+        "see the logs in /tmp/ray/session_latest/logs (or below RAY_TMPDIR), or name a running cluster in RAY_ADDRESS"
+    )
 
 
 def on_loopback() -> bool:
@@ -117,23 +169,39 @@ def find_cluster() -> str:
     Ray itself would try for many minutes to reach a cluster that is gone, and a killed one leaves its address behind.
 
     Raises:
-        ResourceError: nothing answers where RAY_ADDRESS says.
+        ResourceError: no head of a cluster answers where RAY_ADDRESS says.
     """
     named = environment.ray_address()
     if named == "local":
         return named
+    if named and named.startswith(("http://", "https://")):
+        raise ResourceError(
+            f"RAY_ADDRESS={named}: this is the address of a dashboard, to which `ray job submit` sends jobs; a script "
+            "that runs here needs HOST:PORT of the head node, as `ray start --head` prints it (port 6379), or no "
+            "RAY_ADDRESS for a local Ray"
+        )
     address = named or _address_left_behind()
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        status = _gcs_status(address)
+        if status not in ("OK", "UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise OSError(f"what listens there is no head of a cluster, it says {status}")
         return address
     except (OSError, ValueError) as error:
         if named:
             raise ResourceError(
-                f"RAY_ADDRESS={named}: no Ray cluster answers there ({error}); start it (`ray start --head`) or unset "
-                "RAY_ADDRESS for a local one"
+                f"RAY_ADDRESS={named}: no Ray cluster answers there ({error}); give the address that `ray start "
+                "--head` printed (port 6379), start one, or unset RAY_ADDRESS for a local Ray"
             ) from error
         return "local"
+
+
+def _gcs_status(address: str) -> str:
+    """`ray_internals.gcs_status`; OK for addresses that cannot be asked like this, of Ray's client and with TLS."""
+    if "://" in address or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return "OK"
+    return gcs_status(address)
 
 
 def _address_left_behind() -> str:

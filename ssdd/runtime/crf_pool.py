@@ -1,6 +1,7 @@
 """A pool of Ray CPU actors that compute the CRF of every training iteration (sec. 4.2). Imports no torch."""
 
 import random
+import uuid
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import ray
 
 from ssdd.crf import CRFParams, crf_masks
+from ssdd.runtime.crashes import noted
 
 SHARE = 96 * 96
 """Pixels that are worth a call: their CRF takes five to ten times what the call costs."""
@@ -34,9 +36,15 @@ def unpack(packed: bytes, height: int, width: int) -> tuple[np.ndarray, np.ndarr
 
 @ray.remote
 class _CRFActor:
-    def refine(self, params: CRFParams, height: int, width: int, *packed: bytes) -> bytes:
-        images, probs, labels = zip(*(unpack(image, height, width) for image in packed), strict=True)
-        return crf_masks(images, probs, labels, params).tobytes()
+    def refine(self, params: CRFParams, height: int, width: int, share: str, *packed: bytes) -> bytes:
+        """Masks of some images; `share` names the call, and stays the same where it is tried again.
+
+        Raises:
+            CrashError: processes die on these images again and again; it cannot name them.
+        """
+        with noted(share, "", lambda: ["images of this step"]):
+            images, probs, labels = zip(*(unpack(image, height, width) for image in packed), strict=True)
+            return crf_masks(images, probs, labels, params).tobytes()
 
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
@@ -83,7 +91,7 @@ class CRFPool:
     def __init__(self, nodes: Iterable[str], num_cpus: float, environment: dict[str, Any] | None = None):
         """Start an actor on each of some nodes, or, where one has no room or is lost, on another one."""
         options: dict[str, Any] = dict(num_cpus=num_cpus, runtime_env=environment)
-        options |= dict(max_restarts=-1, max_task_retries=-1)  # a lost actor only costs time
+        options |= dict(max_restarts=-1, max_task_retries=-1)  # a lost actor only costs time; `noted` has a limit
         # DEFAULT: an actor need not fit into what a sweep's trial has reserved.
         options |= dict(scheduling_strategy="DEFAULT", fallback_strategy=[{"label_selector": {}}])
         selectors = [{"ray.io/node-id": node} for node in nodes]
@@ -106,10 +114,12 @@ class CRFPool:
                 self._loads.done(*self._open.pop(call))
         height, width = images[0].shape[:2]
         packed = deque(pack(*image) for image in zip(images, probs, labels, strict=True))
-        shares = []
+        shares: list[ray.ObjectRef] = []
+        work = uuid.uuid4().hex[:12]
         for actor, count in self._loads.take(len(images), -(-SHARE // (height * width))).items():
             share = [packed.popleft() for _ in range(count)]
-            shares.append(self.actors[actor].refine.remote(params, height, width, *share))
+            name = f"{work}-{len(shares)}"
+            shares.append(self.actors[actor].refine.remote(params, height, width, name, *share))
             self._open[shares[-1]] = actor, count
         return Request(shares, height, width)
 

@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from ssdd.runtime import cluster
+from ssdd.runtime.crashes import new_work, noted
 from ssdd.runtime.plan import Plan
 from ssdd.storage import tables
 from ssdd.storage.tables import Row, Table
@@ -56,12 +58,15 @@ def infer(
         crf: applied to rows in a pool of CPU actors; None for none. Should import no torch.
         batch: rows that the network gets at once.
         plan: resources.
+
+    Raises:
+        CrashError: processes die again and again on the same images.
     """
-    light = [Table(t.path, ()) for t in joined]
+    light, work = [Table(t.path, ()) for t in joined], new_work()
     parts = list(range(len(joined[0].parts)))
     off_gpus = cluster.off_gpus()
     stream = ray.data.read_datasource(
-        Parts(parts, partial(read_rows, light, columns)),
+        Parts(parts, partial(_read_noted, f"{work}-read", light, columns)),
         override_num_blocks=len(parts),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
@@ -69,10 +74,11 @@ def infer(
     )
     # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
     stream.context.target_max_block_size = 2**18
+    stream.context.raise_original_map_exception = True  # a CrashError, not Ray's report of it
     if network is not None:
         stream = stream.map_batches(
             _NetworkActor,
-            fn_constructor_kwargs={"make": network, "threads": plan.threads},
+            fn_constructor_kwargs={"work": f"{work}-network", "make": network, "threads": plan.threads},
             compute=ActorPoolStrategy(size=min(plan.workers, len(parts))),
             batch_size=batch,
             batch_format="pyarrow",
@@ -83,7 +89,7 @@ def infer(
     if crf is not None:
         stream = stream.map_batches(
             _CRFActor,
-            fn_constructor_kwargs={"stage": crf},
+            fn_constructor_kwargs={"work": f"{work}-crf", "stage": crf},
             compute=ActorPoolStrategy(size=min(plan.crf_actors, joined[0].rows)),
             batch_size=None,
             batch_format="pyarrow",
@@ -99,22 +105,35 @@ def read_rows(joined: list[Table], columns: list[str], part: int) -> list[pa.Tab
     return [pa.Table.from_pylist(tables.read_joined(joined, part, columns))]
 
 
+def _read_noted(work: str, joined: list[Table], columns: list[str], part: int) -> list[pa.Table]:
+    with noted(work, str(part), lambda: [row["image_id"] for row in tables.read_joined(joined[:1], part, [])]):
+        return read_rows(joined, columns, part)
+
+
 class _NetworkActor:
-    def __init__(self, make: Callable[[], Stage], threads: int):
+    def __init__(self, work: str, make: Callable[[], Stage], threads: int):
         import torch
 
         if not torch.cuda.is_available():
             torch.set_num_threads(threads)
-        self.stage = make()
+        # An actor keeps its id when it is started again.
+        key = f"start {ray.get_runtime_context().get_actor_id()}"
+        with noted(work, key, lambda: ["no image yet: they loaded the network"]):
+            self.stage = make()
+        self.work = work
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist(self.stage(rows.to_pylist()))
+        ids = rows["image_id"].to_pylist()
+        with noted(self.work, "\n".join(ids), lambda: ids):
+            return pa.Table.from_pylist(self.stage(rows.to_pylist()))
 
 
 class _CRFActor:
-    def __init__(self, stage: Stage):
-        self.stage = stage
+    def __init__(self, work: str, stage: Stage):
+        self.work, self.stage = work, stage
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        for row in rows.to_pylist():  # one at a time: its result leaves while the next is computed
-            yield pa.Table.from_pylist(self.stage([row]))
+        for i, image_id in enumerate(rows["image_id"].to_pylist()):  # one at a time: its result leaves at once
+            with noted(self.work, image_id, lambda name=image_id: [name]):  # type: ignore[misc]
+                result = pa.Table.from_pylist(self.stage(rows.slice(i, 1).to_pylist()))
+            yield result

@@ -17,6 +17,7 @@ import uuid
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
@@ -51,8 +52,7 @@ class Tracker:
     tried: float
 
     def __init__(self, config: Config, job: str, workspace: AnyPath):
-        from mlflow.exceptions import MlflowException  # takes seconds, and few processes need it
-        from mlflow.tracking.context import registry
+        from mlflow.tracking.context import registry  # takes seconds, and few processes need it
 
         environment.set_defaults()
         disk = disk_beside(workspace)
@@ -64,7 +64,7 @@ class Tracker:
                 f"--workspace {workspace}: an object store cannot hold MLflow's database; start a server "
                 "(`mlflow server`) and name it in MLFLOW_TRACKING_URI"
             )
-        self.uri = server or f"sqlite:///{disk / 'mlflow.db'}"
+        self.uri = server or sqlite_uri(disk / "mlflow.db")
         artifacts = None if server else (disk / "mlartifacts").as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for one of prompts
         try:
@@ -72,11 +72,19 @@ class Tracker:
             self.experiment_id = (
                 found.experiment_id if found else self.client.create_experiment(experiment, artifacts, tags=kind)
             )
-        except MlflowException as error:
+        except Exception as error:  # of MLflow, SQLAlchemy, the database's driver, the network
             another = "name another in" if disk != workspace else "use a file in the workspace: unset"
-            remedy = f"start it, or {another} MLFLOW_TRACKING_URI" if server else "delete it"
+            remedy = _remedy(error, self.uri) or (
+                f"start it, or {another} MLFLOW_TRACKING_URI" if server else "see that its file can be read and written"
+            )
             text = f"MLflow's store {self.uri} does not answer ({_reason(error)}); {remedy}"
             raise TrackingError(_without_password(text)) from error
+        if found and found.lifecycle_stage != "active":
+            raise TrackingError(
+                f"MLflow's store {_without_password(self.uri)}: the experiment {experiment} is deleted; bring it back "
+                f"with `mlflow experiments restore --experiment-id {found.experiment_id}` (MLFLOW_TRACKING_URI is "
+                f"{_without_password(self.uri)}), or remove it for good with `mlflow gc`"
+            )
         self.tags = {**registry.resolve_tags(), "job": job}
         for folder in sorted(path for path in self.unsent.glob("*") if path.is_dir()):
             earlier = copy.copy(self)
@@ -248,7 +256,44 @@ class Tracker:
 
 
 def _reason(error: Exception) -> str:
-    return _without_password(str(error).splitlines()[0])
+    return _without_password((str(error) or repr(error)).splitlines()[0])
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of a SQLite file for MLflow. ConfigError where SQLAlchemy cannot name such a path.
+
+    SQLAlchemy takes a path as it stands before version 2.1, and quoted since. With the driver's name in it, MLflow
+    makes no folder by the quoted name.
+    """
+    from sqlalchemy import make_url
+
+    if quote(str(path)) == str(path):
+        return f"sqlite:///{path}"
+    for spelled in (str(path), quote(str(path))):
+        uri = f"sqlite+pysqlite:///{spelled}"
+        if make_url(uri).database == str(path) and not make_url(uri).query:
+            return uri
+    raise ConfigError(f"--workspace {path.parent}: a database cannot lie in a folder with `?` in its name; rename it")
+
+
+def _remedy(error: Exception, uri: str) -> str | None:
+    """What helps against an error of MLflow's store; None where nothing in particular does."""
+    text = str(error)
+    if "database is locked" in text:
+        return "close the other program that writes to it (a job, `mlflow server`, a database browser)"
+    if "out-of-date database schema" in text:
+        return (
+            f"another version of MLflow has written it: copy it and run `mlflow db upgrade {uri}`, or install that "
+            "version"
+        )
+    if "file is not a database" in text or "disk image is malformed" in text:
+        return "its file is damaged: bring back a copy, or move it away and a new one is begun"
+    if "disk is full" in text:
+        return "make space on its disk"
+    if isinstance(error, ImportError):
+        packages = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
+        return f"install the database's driver (pip install '{packages.get(error.name or '', error.name)}')"
+    return None
 
 
 def _without_password(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssdd.crf import CRFParams, dense_crf
+from ssdd.crf import CRFParams, dense_crf, segment_image
 from ssdd.data import codec
 from ssdd.storage import maps
 from ssdd.storage.tables import Row
@@ -68,10 +68,9 @@ def present_masks(models: tuple[str, ...], rows: list[Row]) -> list[Row]:
 def segment(
     models: tuple[str, ...], crfs: dict[str, CRFParams], min_probability: float, sharpen: float, rows: list[Row]
 ) -> list[Row]:
-    """Test-time masks of each model at the image's size, without CRF and with each over the labels that are probable.
+    """Test-time masks of each model at the image's size, see `crf.segment_image`.
 
-    The CRFs get the probabilities, or with `sharpen` > 0 the softmax of `sharpen` times them. Their masks' columns are
-    the model's name and the CRF's.
+    Their columns are the model's name, and with a CRF the model's name and the CRF's.
     """
     out = []
     for row in rows:
@@ -79,13 +78,7 @@ def segment(
         masks: Row = {"image_id": row["image_id"]}
         for name in models:
             probs = maps.resize(maps.unpack(row[name]), image.shape[:2])
-            masks[name] = codec.encode_mask(probs.argmax(0).astype(np.uint8))
-            peak = probs.max((1, 2))
-            labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
-            # A factor per pixel cancels in the CRF.
-            unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
-            for ending, crf in crfs.items():
-                best = dense_crf(image, unary[labels], crf).argmax(0)
-                masks[f"{name}_{ending}"] = codec.encode_mask(labels[best])
+            for ending, mask in segment_image(image, probs, crfs, min_probability, sharpen).items():
+                masks[f"{name}_{ending}" if ending else name] = codec.encode_mask(mask)
         out.append(masks)
     return out

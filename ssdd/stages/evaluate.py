@@ -48,7 +48,7 @@ def score(
     classes: tuple[str, ...],
     report: DifferenceReport | None = None,
 ) -> Scored:
-    """Scores of mask columns against `truth`; empty where no image has a true mask.
+    """Scores of mask columns against `truth`; empty where no true mask has a foreground class.
 
     Args:
         prefix: of the scores' names.
@@ -76,8 +76,8 @@ def score(
             names = ("d_knowledge", "d_advice") if has_maps else ()
             d = [maps.resize(maps.unpack_unit(row[name]), truth.shape) for name in names]
             report.update(masks["knowledge"], masks["advice"], truth, *d)
-    if not per_image:
-        return Scored(Scores({}, {}), {})
+    if not any(total.has_foreground for total in totals.values()):
+        return Scored(Scores({}, {}), per_image)
     return Scored(scores_of(prefix, totals, classes, report), per_image)
 
 
@@ -133,7 +133,7 @@ def export_refined(refined: Refined, folder: AnyPath) -> None:
 def open_split(session: Session) -> Images | None:
     """The images to score on; None where the data has no `val` list and no other was asked for."""
     split = session.config.split
-    if split == "val" and not (images.open_data(session).root / "ImageSets" / "Segmentation" / "val.txt").exists():
+    if split == "val" and split not in images.open_data(session).lists():
         session.console.line("the data has no image list `val`: the models will not be scored")
         return None
     return images.run(session, split, need_labels=False)
@@ -189,6 +189,8 @@ def score_models(
         session.console.line(f"submission {submission}")
     scored = score(config.split, [test.table, table], columns, classes)
     session.tracker.metrics(scored.scores.flat())
+    if scored.images and not scored.scores.mean:
+        session.console.line(f"no true mask of the list {config.split} has a foreground class: there is no mean IoU")
     for model in models:
         if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")

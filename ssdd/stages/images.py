@@ -1,14 +1,17 @@
 """Stage 0: a checked image list as a table: encoded image, image-level labels and, for evaluation, the true mask."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from ssdd.config import Config, ConfigError
-from ssdd.data import synthetic, voc
+from ssdd.data import codec, records, synthetic, voc
+from ssdd.data.class_names import IGNORE
 from ssdd.data.problems import listing
-from ssdd.data.voc import Record, VOCFolder
+from ssdd.data.records import ReadOptions, Record
+from ssdd.data.voc import VOCFolder
 from ssdd.runtime import progress
 from ssdd.runtime.session import Session, resolve
 from ssdd.storage.artifacts import Artifact
@@ -24,6 +27,7 @@ SCHEMA = pa.schema(
     ]
 )
 SKIPPED = "skipped.txt"
+WARNINGS = "warnings.txt"
 
 
 @dataclass(frozen=True)
@@ -64,25 +68,30 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         problems.DataError: lists everything that is wrong with the folder, before anything else runs. With
             `skip_broken`, images that something is wrong with are left out instead, and listed in the artifact.
     """
-    folder = open_data(session)
-    name, skip = f"images-{split}", session.config.skip_broken
+    folder, config = open_data(session), session.config
+    name, skip, options = f"images-{split}", config.skip_broken, ReadOptions.of(config)
     recipe = {
         "files": voc.fingerprint(folder, split),
         "classes": folder.classes,
         "labels": need_labels,
-        "part_size": session.config.part_size,
+        "part_size": config.part_size,
+        "options": options,
     } | ({"skip_broken": True} if skip else {})
 
     def make(path: AnyPath) -> None:
-        records, problems = voc.load_records(folder, split, need_labels=need_labels, skip_broken=skip)
-        if problems:
-            every = listing(f"{folder.root}, split {split!r}", problems, shown=len(problems))
+        examined = records.examine(folder, split, need_labels=need_labels, options=options)
+        examined.check(skip)
+        if examined.problems:
+            every = listing(examined.title, examined.problems, shown=len(examined.problems))
             (path / SKIPPED).write_text(f"{every}\n")
+        if examined.warnings:
+            (path / WARNINGS).write_text("".join(f"{warning}\n" for warning in examined.warnings))
         # In random order: what users number by class must not come class by class.
-        order = np.random.default_rng(0).permutation(len(records))
-        records = [records[i] for i in order]
-        parts = cut([record.image_id for record in records], session.config.part_size)
-        rows = progress.counted(threaded(_row, records, folder.root), len(records), session.console.stage(name))
+        order = np.random.default_rng(0).permutation(len(examined.records))
+        shuffled = [examined.records[i] for i in order]
+        parts = cut([record.image_id for record in shuffled], config.part_size)
+        row = partial(_row, options.apply_exif)
+        rows = progress.counted(threaded(row, shuffled, folder.root), len(shuffled), session.console.stage(name))
         write_table(path, parts, SCHEMA, rows)
 
     artifact = session.build(name, recipe, make)
@@ -93,18 +102,24 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         where = relative(skipped, session.workspace)
         session.console.line(f"[{name}] {count} images left out, {table.rows} remain; why: {where}")
         session.tracker.metrics({f"skipped.{split}": count})
+    warnings = artifact.path / WARNINGS
+    if warnings.exists():
+        for line in warnings.read_text().splitlines():
+            session.console.line(f"[{name}] warning: {line}")
     return Images(table, artifact, folder.classes)
 
 
 def has_truth(table: Table) -> bool:
-    """Whether any image of a list has a true mask; reads no further than to the first part with one."""
-    return any(row["truth"] is not None for part in range(len(table.parts)) for row in table.read(part, ["truth"]))
+    """Whether any image of a list has a true mask with a foreground class; no part is read after the first with one."""
+    rows = (row for part in range(len(table.parts)) for row in table.read(part, ["truth"]))
+    truths = (codec.read_mask(row["truth"]) for row in rows if row["truth"] is not None)
+    return any(bool(((truth > 0) & (truth != IGNORE)).any()) for truth in truths)
 
 
-def _row(record: Record) -> Row:
+def _row(apply_exif: bool, record: Record) -> Row:
     return {
         "image_id": record.image_id,
-        "image": record.image_path.read_bytes(),
+        "image": codec.image_bytes(record.image_path, apply_exif),
         "presence": record.presence,
         "truth": record.mask_path.read_bytes() if record.mask_path else None,
     }

@@ -4,7 +4,8 @@ from functools import partial
 
 import pyarrow as pa
 
-from ssdd.data import voc
+from ssdd.data import records, voc
+from ssdd.data.records import ReadOptions
 from ssdd.runtime.session import Session, resolve
 from ssdd.stages import images, seeds
 from ssdd.stages.images import Images
@@ -36,11 +37,17 @@ def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds
 
     Raises:
         problems.DataError: lists every mask that is missing, unreadable, of another size than its image, or has a value
-            that is no class.
+            that is no class, and folders whose values mean other classes.
     """
     folder = images.open_data(session)
     ids = [image_id for part in train.table.parts for image_id in part]
-    files = dict(zip(folders, voc.find_masks(folder, ids, *folders.values()), strict=True))
+    parts = range(len(train.table.parts))
+    presence = [row["presence"] for part in parts for row in train.table.read(part, ["presence"])]
+    options = ReadOptions.of(session.config)
+    paths, warnings = records.find_masks(folder, ids, *folders.values(), presence=presence, options=options)
+    for warning in warnings:
+        session.console.line(f"warning: {warning}")
+    files = dict(zip(folders, paths, strict=True))
     recipe = {"images": train.artifact} | {name: voc.stats(paths) for name, paths in files.items()}
 
     def row(i: int) -> Row:

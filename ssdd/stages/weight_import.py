@@ -10,9 +10,9 @@ from torch import nn
 
 from ssdd.checks import weight_files
 from ssdd.config import NetworkConfig
-from ssdd.data import voc
-from ssdd.nets import checkpoints, published
-from ssdd.nets.backbones import build_backbone, load_weights
+from ssdd.data import class_names, voc
+from ssdd.nets import checkpoints, imagenet, published
+from ssdd.nets.backbones import build_backbone
 from ssdd.nets.checkpoints import MODEL
 from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, SegmentationNet, StaticNet
 from ssdd.nets.weight_files import WeightsError
@@ -34,7 +34,7 @@ def backbone(session: Session) -> Artifact:
     def make(folder: AnyPath) -> None:
         torch.manual_seed(session.config.seed)
         net = build_backbone(config)
-        source = load_weights(net, config)
+        source = imagenet.load(net, config)
         checkpoints.save(net.state_dict(), folder / MODEL)
         (folder / "source.txt").write_text(source + "\n")
 
@@ -54,7 +54,7 @@ def convert(
     Raises:
         WeightsError: they do not fill the network, or the data has other classes than VOC's.
     """
-    if classes[1:] != voc.VOC_CLASSES:
+    if classes[1:] != class_names.VOC_CLASSES:
         raise WeightsError(
             f"{', '.join(map(str, files))}: the published weights know VOC's 20 classes in VOC's order, but the data "
             f"has {', '.join(classes[1:])}; train on it instead (leave the weights of [{name}] out)"

@@ -27,7 +27,7 @@ from ssdd.storage.paths import AnyPath, RemotePath
 RECIPE = "recipe.json"
 LOCKS = "locks"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-FORMAT = 5  # raise it whenever the same recipe would now give something else
+FORMAT = 6  # raise it whenever the same recipe would now give something else
 
 
 @dataclass(frozen=True)

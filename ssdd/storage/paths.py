@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import Any, NamedTuple, TypeVar
 
 from pyarrow import ArrowInvalid, NativeFile, fs
@@ -250,7 +250,10 @@ def names_in(folder: AnyPath) -> list[str]:
 
 
 class FilesIn:
-    """A folder's files. Of an object store it is listed once, as each question would take it milliseconds."""
+    """A folder's files. Of an object store it is listed once, as each question would take it milliseconds.
+
+    PermissionError where the disk refuses to say what is there.
+    """
 
     def __init__(self, folder: AnyPath):
         self.folder = folder
@@ -260,8 +263,13 @@ class FilesIn:
             self.found = {info.base_name: Stat(info.size, info.mtime_ns) for info in files}
 
     def names(self) -> list[str]:
-        """Sorted; on a disk those of folders, too."""
-        return names_in(self.folder) if isinstance(self.folder, Path) else sorted(self.found)
+        """Sorted; on a disk those of folders, too. Empty where there is no such folder."""
+        if not isinstance(self.folder, Path):
+            return sorted(self.found)
+        try:
+            return names_in(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def stat(self, name: str) -> Stat:
         """Of a file; ABSENT where there is none."""
@@ -269,14 +277,31 @@ class FilesIn:
 
 
 def stat(path: AnyPath) -> Stat:
-    """Of a file; ABSENT where there is none, which is a state like any other."""
+    """Of a file; ABSENT where there is none, which is a state like any other.
+
+    PermissionError where the disk refuses to say whether there is one.
+    """
     try:
         found = path.stat()
+    except PermissionError:
+        raise
     except OSError:
         return ABSENT
     if isinstance(path, Path) and not S_ISREG(found.st_mode):  # type: ignore[union-attr]
         return ABSENT
     return Stat(found.st_size, found.st_mtime_ns)
+
+
+def is_folder(path: AnyPath) -> bool:
+    """Whether a folder is there; PermissionError where the disk refuses to say (pathlib differs by version)."""
+    if isinstance(path, RemotePath):
+        return path.is_dir()
+    try:
+        return S_ISDIR(path.stat().st_mode)
+    except PermissionError:
+        raise
+    except OSError:
+        return False
 
 
 def threaded(function: Callable[[Item], Result], items: Iterable[Item], root: AnyPath) -> Iterator[Result]:

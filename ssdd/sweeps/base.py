@@ -10,13 +10,13 @@ from typing import Any
 
 import ray
 import yaml
-from matplotlib.figure import Figure
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from ssdd.config import Config, ConfigError
 from ssdd.fields import to_dict
 from ssdd.presets import changes
+from ssdd.reports.figures import Figure
 from ssdd.runtime import cluster
 from ssdd.runtime.errors import message_of
 from ssdd.runtime.plan import lanes
@@ -112,8 +112,8 @@ def need_truth(session: Session, split: str) -> None:
     """Refuse an image list on which nothing can be measured."""
     if not images.has_truth(measured(session, split).table):
         raise ConfigError(
-            f"no image of the list {split} has a true mask, so that trials cannot be compared; put some masks into "
-            "SegmentationClass/"
+            f"no image of the list {split} has a true mask with a foreground class, so that trials cannot be compared; "
+            "put some masks into SegmentationClass/"
         )
 
 

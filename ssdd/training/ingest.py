@@ -13,6 +13,7 @@ from ray.data.block import BlockAccessor
 from ssdd.data import codec
 from ssdd.data.sampling import Sampling
 from ssdd.runtime import cluster, ray_internals
+from ssdd.runtime.crashes import new_work, noted
 from ssdd.runtime.pipelines import Parts
 from ssdd.runtime.plan import Plan
 from ssdd.storage import tables
@@ -78,7 +79,7 @@ def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range
     items = pieces(order, stream)
     light = [Table(t.path, ()) for t in joined]  # without the id lists, which every task would carry
     dataset = ray.data.read_datasource(
-        Parts(items, partial(_read_samples, light, sampling, order)),
+        Parts(items, partial(_read_samples, new_work(), light, sampling, order)),
         override_num_blocks=len(items),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
@@ -101,7 +102,9 @@ def _import_transforms() -> None:
     import ssdd.data.transforms  # noqa: F401
 
 
-def _read_samples(joined: list[Table], sampling: Sampling, order: Order, stream: range) -> Iterator[pa.Table]:
+def _read_samples(
+    work: str, joined: list[Table], sampling: Sampling, order: Order, stream: range
+) -> Iterator[pa.Table]:
     import torch
 
     from ssdd.data import transforms
@@ -127,7 +130,12 @@ def _read_samples(joined: list[Table], sampling: Sampling, order: Order, stream:
             out["plain"] = augmented.plain
         return out | dict(zip(sampling.masks, augmented.masks, strict=True))
 
+    def names(chosen: list[tuple[int, int]]) -> list[str]:
+        where = [divmod(number, order.part_size) for _, number in chosen]
+        return [tables.read_joined(joined[:1], part, [])[i]["image_id"] for part, i in where]
+
     wanted = order.rows(stream.start, stream.stop)
     while chosen := list(itertools.islice(wanted, stream.step)):
-        taken = [sample(*one) for one in chosen]
+        with noted(work, str(chosen), partial(names, chosen)):
+            taken = [sample(*one) for one in chosen]
         yield BlockAccessor.batch_to_arrow_block({name: np.stack([s[name] for s in taken]) for name in taken[0]})

@@ -23,6 +23,7 @@ from ssdd.nets import checkpoints
 from ssdd.nets.checkpoints import MODEL
 from ssdd.objectives.task import Task
 from ssdd.runtime import cluster, ray_internals
+from ssdd.runtime.crashes import CrashError
 from ssdd.runtime.errors import disk_is_full, message_of, original_error
 from ssdd.runtime.plan import Plan, workers_for
 from ssdd.runtime.progress import Event, Mailbox
@@ -241,7 +242,7 @@ def _unwrapped(name: str, runs: AnyPath) -> Iterator[None]:
         for failure in failures:
             if isinstance(failure, OrderError):
                 raise OrderError(f"[{name}] {failure}") from None
-            if disk_is_full(failure) or isinstance(failure, (RemoteError, DamagedTableError)):
+            if disk_is_full(failure) or isinstance(failure, (RemoteError, DamagedTableError, CrashError)):
                 raise failure from error
             unnumbered = getattr(original_error(failure), "errno", 0) is None  # as pyarrow's are
             if isinstance(failure, OSError) and unnumbered and isinstance(runs, RemotePath) and not by_worker:

