@@ -11,7 +11,6 @@ them, results.tgz. --train trains first where the workspace has no trained model
 from functools import partial
 
 from ssdd import cli
-from ssdd.cli import script_flags
 from ssdd.fields import from_dict
 from ssdd.jobs import job
 from ssdd.nets import checkpoints
@@ -21,7 +20,7 @@ from ssdd.storage.paths import path_flag
 
 
 def read_config(args, train):
-    chosen, _ = script_flags(args, workspace=dict(type=path_flag), preset={})
+    chosen, _ = cli.script_flags(args, workspace=dict(type=path_flag), preset={})
     workspace = resolve(chosen.workspace, default="workspace", flag="--workspace")
     trained = None if chosen.preset else checkpoints.recall(workspace)
     if trained is not None:
@@ -34,6 +33,6 @@ def read_config(args, train):
 
 
 if __name__ == "__main__":
-    flags, rest = script_flags(submission=dict(type=path_flag), train=dict(action="store_true"))
+    flags, rest = cli.script_flags(submission=dict(type=path_flag), train=dict(action="store_true"))
     run = partial(method.rescore, submission=flags.submission, train=flags.train)
     job("evaluate", run, __doc__, partial(read_config, rest, flags.train))

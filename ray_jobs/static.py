@@ -10,7 +10,6 @@ as ID.png into a new folder.
 from functools import partial
 
 from ssdd import cli
-from ssdd.cli import script_flags
 from ssdd.config import ConfigError
 from ssdd.jobs import job
 from ssdd.runtime.session import resolve
@@ -32,5 +31,5 @@ def run(output, session):
 
 
 if __name__ == "__main__":
-    flags, rest = script_flags(output=dict(type=path_flag))
+    flags, rest = cli.script_flags(output=dict(type=path_flag))
     job("static", partial(run, flags.output), __doc__, partial(cli.parse, rest, __doc__))

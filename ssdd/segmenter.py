@@ -13,7 +13,7 @@ from ssdd.data import codec
 from ssdd.data.class_names import BACKGROUND, VOC_CLASSES
 from ssdd.fields import from_dict
 from ssdd.nets import checkpoints, published
-from ssdd.nets.inference import load_segmentation, predict
+from ssdd.nets.inference import load_segmentation, map_size, predict
 from ssdd.nets.networks import SegmentationNet
 from ssdd.presets import PRESETS
 from ssdd.reports import figures
@@ -91,11 +91,10 @@ class Segmenter:
         if len(wanted) != len(pictures):
             raise ValueError(f"presence of {len(wanted)} images, but there are {len(pictures)}")
         masked = [self._absent(names) for names in wanted]
+        size = map_size(self.config.network, self.config.evaluate)
         results = []
         for first in range(0, len(pictures), batch):
             decoded = [self._pixels(picture) for picture in pictures[first : first + batch]]
-            size = self.config.network.mask_size(self.config.evaluate.size)
-            size = self.config.evaluate.size if self.config.evaluate.full_size else size
             for image, probs, absent in zip(
                 decoded, predict(self.net, decoded, self.config.evaluate, size), masked[first:], strict=False
             ):

@@ -92,10 +92,10 @@ def probe_image(path: AnyPath, max_pixels: int | None = None) -> Probe:
 
 
 def probe_header(path: AnyPath) -> Probe:
-    """The header of an image; of a PNG, whose metadata may stand behind its pixels, all of it. Raises DataError."""
+    """The header of an image. A PNG with metadata, which may stand behind its pixels, is decoded. Raises DataError."""
     with decoding(path, "unreadable image") as data:
         image = open_image(data)
-        return Probe(*image.size, _orientation(image))
+        return Probe(*image.size, 1 if exif.without_metadata(data) == data else _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -114,9 +114,9 @@ def image_bytes(path: AnyPath, apply_exif: bool) -> bytes:
     The pixels stay what they are, for a JPEG is changed by being encoded again. Raises DataError.
     """
     with decoding(path, "unreadable image") as data:
-        if apply_exif or _orientation(open_image(data)) == 1:
-            return data
         bare = exif.without_metadata(data)
+        if apply_exif or bare == data or _orientation(open_image(data)) == 1:
+            return data
         if _orientation(open_image(bare)) != 1:
             raise ValueError("its EXIF orientation cannot be taken away")
         return bare

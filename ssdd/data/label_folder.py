@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from ssdd.data import codec
 from ssdd.data.class_names import is_background, normal_form
+from ssdd.data.labels import names_in, read_xml
 from ssdd.data.problems import DataError, Problem, collecting, listing, read_text
 from ssdd.storage.artifacts import whole
 
@@ -108,18 +108,17 @@ def _from_folders(source: Path) -> Labels:
 
 
 def _from_coco(source: Path, images: Path) -> Labels:
+    text = read_text(source)
     try:
-        data = json.loads(read_text(source))
+        data = json.loads(text)
         names = {category["id"]: category["name"] for category in data["categories"]}
         found: dict[int, set[str]] = {entry["id"]: set() for entry in data["images"]}
         for annotation in data["annotations"]:
             found[annotation["image_id"]].add(names[annotation["category_id"]])
         files = {entry["id"]: images / entry["file_name"] for entry in data["images"]}
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        text = f"{source}: not the annotations of COCO ({type(error).__name__}: {error})"
-        raise DataError(f"{text}; images, annotations and categories are needed") from error
+        reason = f"{source}: not the annotations of COCO ({type(error).__name__}: {error})"
+        raise DataError(f"{reason}; images, annotations and categories are needed") from error
     return _present(source, [names[i] for i in sorted(names)], {files[i]: own for i, own in found.items()})
 
 
@@ -127,13 +126,10 @@ def _from_xml(sources: list[Path], images: Path) -> Labels:
     found: dict[Path, set[str]] = {}
     problems: list[Problem] = []
     for source in sources:
-        try:
-            root = ElementTree.fromstring(source.read_bytes())
-        except (ElementTree.ParseError, ValueError, LookupError) as error:
-            problems.append(("malformed labels", f"{source}: not readable XML ({error})"))
-            continue
-        name = root.findtext("filename", "") or f"{source.stem}.jpg"
-        found[images / Path(name).name] = {entry.findtext("name", "") for entry in root.findall("object")}
+        with collecting(problems):
+            root = read_xml(source)
+            name = root.findtext("filename", "") or f"{source.stem}.jpg"
+            found[images / Path(name).name] = set(names_in(root))
     if problems:
         raise listing(str(sources[0].parent), problems)
     return _present(sources[0].parent, sorted(set().union(*found.values())), found)

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 from ssdd.data.class_names import is_background, normal_form, without_number
 from ssdd.data.files import FilesByName
 from ssdd.data.problems import DataError, fault, permitted, read_text
-from ssdd.storage.paths import ABSENT, AnyPath, stat
+from ssdd.data.voc import VOCFolder
+from ssdd.storage.paths import ABSENT, AnyPath
 
 _Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: its lines' numbers and cells
 _HEADER = re.compile(r"""["']?\s*image[ _]?id\s*["']?\s*([,;\t|])""", re.IGNORECASE)
@@ -28,13 +29,11 @@ class Labels:
     xmls: FilesByName | None = None
 
     @classmethod
-    def open(cls, root: AnyPath, classes: tuple[str, ...]) -> "Labels":
+    def open(cls, folder: VOCFolder) -> "Labels":
         """Of a folder's labels.csv if there is one, else of its Annotations/. DataError for an unusable labels.csv."""
-        path = root / "labels.csv"
-        with permitted(path):
-            if stat(path) != ABSENT:
-                return cls(classes=classes, csv=path, rows=_read_rows(path))
-        return cls(classes=classes, csv=path, xmls=FilesByName(root / "Annotations", (".xml",), "labels"))
+        if folder.stat_of_csv() != ABSENT:
+            return cls(classes=folder.classes, csv=folder.csv, rows=_read_rows(folder.csv))
+        return cls(classes=folder.classes, csv=folder.csv, xmls=folder.xmls())
 
     def of(self, image_id: str) -> tuple[str, list[int]] | None:
         """Where the labels of an image stand, and its foreground classes, sorted; None without an XML file.
@@ -49,7 +48,7 @@ class Labels:
             path = self.xmls.find(image_id)
             if path is None:
                 return None
-            where, names = f"{path}, object/name", _names_in_xml(path)
+            where, names = f"{path}, object/name", names_in(read_xml(path))
         wanted = {normal_form(name.strip()) for name in names}
         indices = {name: self._index(name) for name in wanted if name and not is_background(name)}
         unknown = sorted(name for name, index in indices.items() if index is None)
@@ -122,13 +121,18 @@ def _read_rows(path: AnyPath) -> _Rows:
     return dict(rows)
 
 
-def _names_in_xml(path: AnyPath) -> list[str]:
+def read_xml(path: AnyPath) -> ElementTree.Element:
+    """The root of one of VOC's XML files. DataError where it cannot be read."""
     try:
         with permitted(path):
             data = path.read_bytes()
-        objects = ElementTree.fromstring(data).findall("object")
+        return ElementTree.fromstring(data)
     except DataError:
         raise
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: its encoding
         raise fault("malformed labels", f"{path}: not readable XML ({error})") from error
-    return [entry.findtext("name", "") for entry in objects]
+
+
+def names_in(root: ElementTree.Element) -> list[str]:
+    """The names of its objects."""
+    return [entry.findtext("name", "") for entry in root.findall("object")]

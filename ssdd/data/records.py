@@ -108,7 +108,7 @@ def examine(
         folder=folder,
         images=folder.images(),
         masks=folder.masks(),
-        labels=Labels.open(folder.root, folder.classes),
+        labels=Labels.open(folder),
         need_labels=need_labels,
         options=options,
     )
@@ -176,14 +176,9 @@ class _Checker:
         labels, label_problems = self._read_labels(image_id)
         if mask_path is not None:
             with collecting(seen.problems):
-                mask, palette = codec.read_indexed(mask_path)
-                counts = np.bincount(mask.ravel())
-                seen.pixels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-                values = frozenset(seen.pixels)
-                others = mask_values.other_colours(values, palette, self.folder.num_classes)
                 of_image = None if labels is None else frozenset(labels[1])
-                seen.use = MaskUse(str(mask_path), values, of_image, others)
-                self._check_mask(mask_path, mask.shape[1], mask.shape[0], values, seen.probe)
+                seen.use, size, seen.pixels = _read_use(mask_path, of_image, self.folder.num_classes)
+                self._check_mask(mask_path, size, seen.use.values, seen.probe)
         if labels is not None:
             seen.classes = tuple(labels[1])
         elif seen.use is not None:
@@ -215,10 +210,8 @@ class _Checker:
             return self.labels.of(image_id), problems
         return None, problems
 
-    def _check_mask(self, path: AnyPath, width: int, height: int, values: frozenset[int], image: Probe | None) -> None:
-        faults = []
-        if image is not None:
-            faults += _size_faults(path, (width, height), image, self.options)
+    def _check_mask(self, path: AnyPath, size: tuple[int, int], values: frozenset[int], image: Probe | None) -> None:
+        faults = [] if image is None else _size_faults(path, size, image, self.options)
         outside = sorted(value for value in values if self.folder.num_classes <= value < IGNORE)
         if outside:
             faults.append(f"values {outside} outside 0..{self.folder.num_classes - 1} and {IGNORE}")
@@ -241,6 +234,17 @@ class _Checker:
         if not classes:
             raise fault("no class", f"{where}: no foreground class")
         return classes
+
+
+def _read_use(
+    path: AnyPath, labels: frozenset[int] | None, num_classes: int
+) -> tuple[MaskUse, tuple[int, int], dict[int, int]]:
+    """What a mask holds, its (width, height), and its pixels of each value."""
+    mask, palette = codec.read_indexed(path)
+    counts = np.bincount(mask.ravel())
+    pixels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    others = mask_values.other_colours(frozenset(pixels), palette, num_classes)
+    return MaskUse(str(path), frozenset(pixels), labels, others), (mask.shape[1], mask.shape[0]), pixels
 
 
 def _size_faults(path: AnyPath, size: tuple[int, int], image: Probe, options: ReadOptions) -> list[str]:
@@ -317,16 +321,13 @@ def _check_other_mask(
         if found is None:
             raise fault("missing mask", str(path))
         path = found
-        mask, palette = codec.read_indexed(path)
-        values = frozenset(np.flatnonzero(np.bincount(mask.ravel())).tolist())
-        others = mask_values.other_colours(values, palette, folder.num_classes)
-        use = MaskUse(str(path), values, labels.get(image_id), others)
+        use, size, _ = _read_use(path, labels.get(image_id), folder.num_classes)
         image_path = images.find(image_id)
         assert image_path is not None  # the image list was checked before
         image = codec.probe_header(image_path)
-        faults = _size_faults(path, (mask.shape[1], mask.shape[0]), image, options)
+        faults = _size_faults(path, size, image, options)
         if faults:
             raise fault("bad mask", f"{path}: {'; '.join(faults)}")
-        if max(values) >= folder.num_classes:
-            raise fault("bad mask", f"{path}: value {max(values)} outside 0..{folder.num_classes - 1}")
+        if max(use.values) >= folder.num_classes:
+            raise fault("bad mask", f"{path}: value {max(use.values)} outside 0..{folder.num_classes - 1}")
     return path, use, problems

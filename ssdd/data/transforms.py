@@ -9,8 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ssdd.config import AugmentConfig
-
-IGNORE = 255
+from ssdd.data.class_names import IGNORE
 
 
 class RandomSquareResize(v2.Transform):

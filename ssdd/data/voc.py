@@ -21,7 +21,7 @@ from pathlib import Path
 from ssdd.data.class_names import BACKGROUND, VOC_CLASSES, normal_form, read_classes
 from ssdd.data.files import FilesByName
 from ssdd.data.problems import DataError, listing, permitted, read_text
-from ssdd.storage.paths import ABSENT, AnyPath, FilesIn, is_folder, stat
+from ssdd.storage.paths import ABSENT, AnyPath, FilesIn, Stat, is_folder, stat
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -50,6 +50,20 @@ class VOCFolder:
     def masks(self) -> FilesByName:
         """The true masks by id, listed anew."""
         return FilesByName(self.root / "SegmentationClass", (".png",), "mask")
+
+    def xmls(self) -> FilesByName:
+        """The XML files with labels by id, listed anew."""
+        return FilesByName(self.root / "Annotations", (".xml",), "labels")
+
+    @property
+    def csv(self) -> AnyPath:
+        """Where labels.csv is, if there is one."""
+        return self.root / "labels.csv"
+
+    def stat_of_csv(self) -> Stat:
+        """Of labels.csv; ABSENT without one. DataError where the disk refuses to say."""
+        with permitted(self.csv):
+            return stat(self.csv)
 
     def lists(self) -> FilesByName:
         """The files of the image lists by name, listed anew."""
@@ -134,10 +148,8 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
     is decoded. Raises DataError where `read_split` does, and where the disk refuses to say what is there.
     """
     ids, images, masks = read_split(folder, split), folder.images(), folder.masks()
-    path = folder.root / "labels.csv"
-    with permitted(path):
-        csv = stat(path)
-    xmls = FilesByName(folder.root / "Annotations", (".xml",), "labels") if csv == ABSENT else None
+    csv = folder.stat_of_csv()
+    xmls = folder.xmls() if csv == ABSENT else None
     digest = hashlib.sha256(json.dumps([folder.classes, ids, csv]).encode())
     for image_id in ids:
         files = [files.stats(image_id) for files in (images, masks, xmls) if files is not None]

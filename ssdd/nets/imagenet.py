@@ -66,7 +66,7 @@ def _load_auto(backbone: TimmBackbone, name: str) -> str:
                 f"Connect to the internet, or {how}, or give a state dict with --network.backbone.weights PATH"
             ) from hub_error
         source = package
-    _fill(backbone, state, f"weights of {name} from {source}", name)
+    _fill(backbone, _of_features(backbone, state, f"weights of {name} from {source}"))
     return source
 
 
@@ -116,14 +116,28 @@ def _load_file(backbone: Backbone, path: Path, name: str) -> None:
         raise WeightsError(f"--network.backbone.weights {error}") from error
     if path.suffix == ".params":
         state = {resnet38_name(key) or key: value for key, value in state.items()}
-    _fill(backbone, state, f"--network.backbone.weights {path}", name)
+    source = f"--network.backbone.weights {path}"
+    features = _of_features(backbone, state, source)
+    _check_rest(backbone, state, source, name)
+    _fill(backbone, features)
 
 
-def _fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> None:
-    """Load a state dict of the whole model into its feature part; of what is left over, its head is allowed."""
-    target: nn.Module = backbone.net if isinstance(backbone, TimmBackbone) else backbone
-    wanted = target.state_dict()
-    given = {_flat(k.removeprefix("module.")): v for k, v in state.items()}
+def _target(backbone: Backbone) -> nn.Module:
+    """What the names of a weight file belong to."""
+    return backbone.net if isinstance(backbone, TimmBackbone) else backbone
+
+
+def _fill(backbone: Backbone, features: dict[str, Tensor]) -> None:
+    _target(backbone).load_state_dict(features, strict=False)
+
+
+def _by_flat_name(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {_flat(k.removeprefix("module.")): v for k, v in state.items()}
+
+
+def _of_features(backbone: Backbone, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of the feature part, out of a state dict of the whole model. WeightsError where some are missing."""
+    wanted, given = _target(backbone).state_dict(), _by_flat_name(state)
     found = {k: given[_flat(k)] for k in wanted if _flat(k) in given}
     # Older files do not count the batches of a batch norm, and a frozen one has no use for the number.
     missing = sorted(k for k in wanted if k not in found and not k.endswith("num_batches_tracked"))
@@ -134,7 +148,13 @@ def _fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) 
             f"{source}: {len(missing)} tensors are missing and {len(wrong)} have another shape ({names}, ...); "
             "is it of another model?"
         )
-    left = sorted(key for key in given.keys() - {_flat(k) for k in wanted} if not key.endswith("num_batches_tracked"))
+    return found
+
+
+def _check_rest(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Refuse the file of another model: beside the features, only the head of this one may be in it."""
+    rest = _by_flat_name(state).keys() - {_flat(k) for k in _target(backbone).state_dict()}
+    left = sorted(key for key in rest if not key.endswith("num_batches_tracked"))
     if left and isinstance(backbone, TimmBackbone):
         whole = {_flat(key) for key in timm.create_model(name).state_dict()}
         left = [key for key in left if key not in whole]
@@ -146,7 +166,6 @@ def _fill(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) 
             f"{source}: {len(left)} tensors are left over ({', '.join(left[:3])}, ...), which {name} does not have; is "
             "it of another model?"
         )
-    target.load_state_dict(found, strict=False)
 
 
 def _flat(name: str) -> str:

@@ -50,6 +50,11 @@ def load_segmentation(network: NetworkConfig, classes: int, path: AnyPath) -> Se
     return checkpoints.ready(net)
 
 
+def map_size(network: NetworkConfig, evaluate: EvaluateConfig) -> int:
+    """Side of the square maps of test-time inference, before they are resized to the image."""
+    return evaluate.size if evaluate.full_size else network.mask_size(evaluate.size)
+
+
 def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateConfig, size: int) -> Tensor:
     """Test-time class probabilities (sec. 5.1): the mean softmax over scales and mirror images.
 
@@ -84,7 +89,7 @@ class PredictStage:
         present_only: bool = False,
     ):
         self.evaluate, self.present_only = evaluate, present_only
-        self.size = evaluate.size if evaluate.full_size else network.mask_size(evaluate.size)
+        self.size = map_size(network, evaluate)
         self.nets = {name: load_segmentation(network, classes, path) for name, path in models.items()}
 
     def __call__(self, rows: list[Row]) -> list[Row]:

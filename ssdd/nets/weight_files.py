@@ -35,13 +35,12 @@ def read(path: AnyPath) -> dict[str, Tensor]:
     """
     try:
         absent = stat(path) == ABSENT
+        denied = isinstance(path, Path) and not os.access(path, os.R_OK)
     except PermissionError:
-        absent, readable = False, False
-    else:
-        readable = not isinstance(path, Path) or os.access(path, os.R_OK)
+        absent, denied = False, True
     if absent:
         raise WeightsError(f"{path}: no such file; check the path, or download the file")
-    if not readable:
+    if denied:
         raise WeightsError(f"{path}: permission denied; give the user that runs the job the right to read it")
     if path.suffix == ".safetensors":
         try:

@@ -15,6 +15,7 @@ import numpy as np
 from ssdd.config import Config, ConfigError
 from ssdd.data import codec, records, voc
 from ssdd.data.class_names import IGNORE
+from ssdd.data.files import FilesByName
 from ssdd.data.problems import DataError, listing
 from ssdd.data.records import Examined, ReadOptions
 from ssdd.data.voc import VOCFolder
@@ -168,6 +169,10 @@ def _extremes(examined: Examined) -> list[tuple[int, int]]:
 
 def samples(check: DataCheck, config: Config) -> list[Sample]:
     """Images of the first list for `figures.data_sheet`: first those that show a class that none before them shows."""
+    if not check.lists:
+        return []
+    folder = VOCFolder(to_path(check.data), check.classes)
+    images, masks, options = folder.images(), folder.masks(), ReadOptions.of(config)
     for examined in check.lists.values():
         seen: set[int] = set()
         first: list[str] = []
@@ -175,17 +180,23 @@ def samples(check: DataCheck, config: Config) -> list[Sample]:
         for image_id, shown in examined.classes_of.items():
             (later if set(shown) <= seen else first).append(image_id)
             seen |= set(shown)
-        chosen = [_sample(check, config, examined, image_id) for image_id in (first + later)[:SHEET_IMAGES]]
-        if chosen:
-            return [sample for sample in chosen if sample is not None]
+        if first or later:
+            found = []
+            for image_id in (first + later)[:SHEET_IMAGES]:
+                pixels = _sample(images, masks, options, image_id)
+                if pixels is not None:
+                    names = [check.name_of(value) for value in examined.classes_of[image_id]]
+                    found.append((image_id, *pixels, names))
+            return found
     return []
 
 
-def _sample(check: DataCheck, config: Config, examined: Examined, image_id: str) -> Sample | None:
-    """One image of the sheet, shrunk; None where it cannot be read."""
-    folder, options = VOCFolder(to_path(check.data), check.classes), ReadOptions.of(config)
+def _sample(
+    images: FilesByName, masks: FilesByName, options: ReadOptions, image_id: str
+) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """The photograph and the mask of one image of the sheet, shrunk; None where the photograph cannot be read."""
     try:
-        path, mask_path = folder.images().find(image_id), folder.masks().find(image_id)
+        path, mask_path = images.find(image_id), masks.find(image_id)
         if path is None:
             return None
         codec.probe_image(path, options.max_pixels)
@@ -196,5 +207,4 @@ def _sample(check: DataCheck, config: Config, examined: Examined, image_id: str)
     if mask is not None and mask.shape != image.shape[:2]:
         mask = None
     step = max(1, max(image.shape) // SHEET_SIDE)
-    names = [check.name_of(value) for value in examined.classes_of[image_id]]
-    return image_id, image[::step, ::step], None if mask is None else mask[::step, ::step], names
+    return image[::step, ::step], None if mask is None else mask[::step, ::step]
