@@ -10,8 +10,8 @@ demo: .venv/installed ## the whole method on the embedded data set
 test: lint ## everything
 	$(BIN)/python -m pytest
 
-test-pure: .venv/installed ## what needs no Ray cluster
-	$(BIN)/python -m pytest -m "not ray"
+test-pure: .venv/installed ## what needs neither a Ray cluster nor another program
+	$(BIN)/python -m pytest -m "not ray and not programs"
 
 test-faults: .venv/installed ## lost nodes, a bucket, a full object store, a long run with kills: half an hour
 	$(BIN)/python -m pytest -m minutes -s

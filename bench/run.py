@@ -7,7 +7,7 @@ trained (default: ./workspace): test-time rows need its network. Rows that the m
 said so.
 """
 
-import ssdd.runtime.environment  # noqa: F401 (before Ray is imported)
+import ssdd.runtime.environment  # before Ray is imported
 
 # isort: split
 import argparse
@@ -32,7 +32,7 @@ from PIL import Image
 from simulated import CPU, SimulatedNet, SimulatedTask, in_turns, pictures, row, seconds
 from step import FreeCRF, batch_of, build
 
-from ssdd.config import StepConfig
+from ssdd.config import PredictConfig, StepConfig
 from ssdd.crf import CRFParams, crf_masks
 from ssdd.data import codec, synthetic, voc
 from ssdd.fields import from_dict
@@ -47,7 +47,7 @@ from ssdd.runtime.actor_crf import ActorCRF
 from ssdd.runtime.crf_pool import CRFPool
 from ssdd.runtime.environment import CPU_ENVIRONMENT
 from ssdd.runtime.plan import cpu_nodes_first
-from ssdd.stages import crf_rows
+from ssdd.stages import crf_rows, predict
 from ssdd.storage import maps, tables
 
 TRAINING_CRF = CRFParams(iterations=3)
@@ -302,6 +302,47 @@ def test_time_crf(setting):
     return out
 
 
+def predict_rate(setting):
+    """Photographs a second of predict.py without the CRF, over those of a loop with all threads; without the starts."""
+    if checkpoints.recall(setting.workspace) is None:
+        print(f"  predict: nothing is trained in {setting.workspace}; run `make demo`, or name a workspace")
+        return []
+    count, source = 256, setting.scratch / "photographs"
+    source.mkdir()
+    table = setting.photographs(64)
+    rows = [r for part in range(len(table.parts)) for r in table.read(part, ["image"])]
+    for k in range(count):
+        (source / f"{k:04d}.jpg").write_bytes(rows[k % len(rows)]["image"])
+    ratios = []
+    for turn in range(3):
+        output = setting.scratch / f"predicted-{turn}"
+        predict.run(PredictConfig(model=setting.workspace, input=str(source), output=output, crf=False))
+        # From when every process runs and has work to the last ones' end.
+        written = sorted(path.stat().st_mtime_ns for path in (output / "masks").iterdir())[count // 4 : -16]
+        rate = (len(written) - 1) / (written[-1] - written[0]) * 1e9
+        ratios.append(rate * _bare_predictions(setting, sorted(source.iterdir())[: len(written)]))
+    return row("predict", ratios, 0.9, "higher")
+
+
+def _bare_predictions(setting, files):
+    """Seconds for a photograph: read, decode, predict, encode and write, in one process with all threads."""
+    segmenter = ssdd.load(setting.workspace)
+    folder = setting.scratch / "bare"
+    folder.mkdir(exist_ok=True)
+
+    def loop():
+        for first in range(0, len(files), 8):
+            batch = files[first : first + 8]
+            for file, mask in zip(batch, segmenter.predict(batch), strict=True):
+                (folder / f"{file.stem}.png").write_bytes(codec.encode_mask(mask))
+
+    torch.set_num_threads(setting.cpus)
+    segmenter.predict(files[:8])
+    took = seconds(loop)
+    torch.set_num_threads(1)
+    return took / len(files)
+
+
 # On a GPU.
 
 
@@ -370,6 +411,7 @@ BENCHMARKS = {
     "cpu_step_mini": partial(cpu_step, "mini"),
     "cpu_step_photographs": partial(cpu_step, "photographs"),
     "peak_memory": peak_memory,
+    "predict": predict_rate,
     "gpu": gpu_steps,
 }
 

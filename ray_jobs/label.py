@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ssdd.data import label_folder
 from ssdd.data.problems import DataError
+from ssdd.storage.paths import RemotePath, path_flag
 
 
 def share(text):
@@ -28,12 +29,14 @@ def share(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--output", type=path_flag, required=True, help="a new folder")
     parser.add_argument("--images", type=Path, help="where the photographs are that SOURCE names")
     parser.add_argument("--val", type=share, default=0.1, help="share of the images in the list val (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random choice of these images")
     parser.add_argument("--copy", action="store_true", help="copy the photographs instead of linking them")
     chosen = parser.parse_args()
+    if isinstance(chosen.output, RemotePath):
+        parser.error("--output: must be a folder of a disk")
     labels = label_folder.read(chosen.source, chosen.images)
     report = label_folder.write(
         labels,

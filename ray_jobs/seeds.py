@@ -1,14 +1,16 @@
 """PSA's seeds (classifier, CAM, AffinityNet, random walk, CRF): knowledge and advice of the training list.
 
-python ray_jobs/seeds.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+    python ray_jobs/seeds.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
+
+Writes `metrics-seeds.json` and `report-seeds.html` into the workspace.
 """
 
 from ssdd.jobs import job
-from ssdd.stages import evaluate, seeds
+from ssdd.stages import evaluate, report, seeds
 
 
 def run(session):
-    return evaluate.score_seeds(session, seeds.run(session))
+    return report.write(session, evaluate.score_seeds(session, seeds.run(session)), "seeds")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python ray_jobs/static.py [--preset NAME] [--data DIR] [--workspace DIR] [--output DIR] [--FIELD VALUE ...]
     python ray_jobs/static.py --data DIR --knowledge DIR --advice DIR --output DIR
 
-The second refines any two folders of masks of the same images, without PSA's seeds. --output writes the refined masks
-as ID.png into a new folder.
+The second refines any two folders of masks or class maps of the same images (docs/other-methods.md), without PSA's
+seeds. --output writes the refined masks as ID.png into a new folder. `metrics-static.json` and `report-static.html` in
+the workspace have the scores.
 """
 
 from functools import partial
@@ -13,7 +14,7 @@ from ssdd import cli
 from ssdd.config import ConfigError
 from ssdd.jobs import job
 from ssdd.runtime.session import resolve
-from ssdd.stages import evaluate, knowledge, static, weight_import
+from ssdd.stages import evaluate, knowledge, report, static, weight_import
 from ssdd.storage.paths import path_flag
 
 
@@ -27,7 +28,7 @@ def run(output, session):
     if folder:
         evaluate.export_refined(refined, folder)
         session.console.line(f"refined masks {folder}")
-    return scores
+    return report.write(session, scores, "static")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,10 @@ def validate(config: Config) -> None:
     check(config.step.micro_batch is None or config.step.micro_batch >= 1, "step.micro-batch", "must be at least 1")
     both = (config.knowledge is None) == (config.advice is None)
     check(both, "knowledge" if config.knowledge is None else "advice", "is needed too: give both folders, or neither")
+    check(config.maps_background > 0, "maps-background", "must be positive")
+    registered = config.register
+    is_name = registered is None or (bool(registered) and not set("/:'") & set(registered))
+    check(is_name, "register", "must be a name without `/`, `:` and quotes")
     check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
     check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")
     check(config.part_size >= 1, "part-size", "must be at least 1")

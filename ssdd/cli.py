@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import tyro
 import yaml
@@ -46,9 +46,17 @@ def override(default: Config, args: list[str] | None = None, description: str | 
         SystemExit: the command line does not parse (a message was printed).
         ConfigError: values that cannot work, see `validate`.
     """
-    config = tyro.cli(Config, args=args, default=default, description=description, registry=_TYPES)
+    config = tyro.cli(Config, args=args, default=default, description=description, registry=TYPES)
     validate(config)
     return config
+
+
+Options = TypeVar("Options")
+
+
+def options(kind: type[Options], args: list[str] | None = None, description: str | None = None) -> Options:
+    """The fields of a dataclass from a command line. SystemExit where it does not parse (a message was printed)."""
+    return tyro.cli(kind, args=args, description=description, registry=TYPES)
 
 
 def script_flags(args: list[str] | None = None, **flags: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
@@ -76,18 +84,20 @@ def _read(path: AnyPath) -> dict[str, Any]:
     return flatten(fields)
 
 
-_TYPES = tyro.constructors.ConstructorRegistry()
+TYPES = tyro.constructors.ConstructorRegistry()
 
 
-@_TYPES.primitive_rule
+@TYPES.primitive_rule
 def _folder(field: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
     """How tyro reads a field that takes a path of a disk or an object store, or None."""
-    if set(get_args(field.type)) != {Path, RemotePath, type(None)}:
+    kinds = set(get_args(field.type))
+    if kinds - {type(None)} != {Path, RemotePath}:
         return None
+    may_be_none = type(None) in kinds
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="{None}|DIR|s3://BUCKET/KEY",
-        instance_from_str=lambda args: None if args[0] == "None" else to_path(args[0]),
-        is_instance=lambda value: value is None or isinstance(value, AnyPath),
+        metavar="{None}|DIR|s3://BUCKET/KEY" if may_be_none else "PATH|s3://BUCKET/KEY",
+        instance_from_str=lambda args: None if may_be_none and args[0] == "None" else to_path(args[0]),
+        is_instance=lambda value: (value is None and may_be_none) or isinstance(value, AnyPath),
         str_from_instance=lambda value: [str(value)],
     )

@@ -297,6 +297,42 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """What predict.py does: which network, which photographs, which outputs."""
+
+    model: AnyPath
+    """A workspace, an exported file, or SSDD's published segmentation checkpoint (.pth)."""
+    input: str
+    """A photograph, a folder of them with its subfolders, a glob in quotes, or s3://BUCKET/KEY."""
+    output: AnyPath
+    """The folder of the masks. Given again, what is finished there is not repeated."""
+    network: str | None = None
+    """Of a workspace: `baseline`, `dynamic` or another one. Default: the one that was trained last."""
+    preset: Literal["mini", "photographs", "paper"] = "paper"
+    """Whose networks published weights are."""
+    crf: bool = True
+    """Refine the masks by the CRF of the model's configuration; takes most of the time."""
+    overlay: bool = False
+    """Also write pictures of the masks over the photographs."""
+    probabilities: bool = False
+    """Also write the probability of each class at each pixel: ID.npy, float16 (classes, height, width)."""
+    labels: AnyPath | None = None
+    """A CSV with lines `NAME,class;class` for all photographs: only these classes and the background compete."""
+    below: float = 0.0
+    """Pixels whose largest probability (before the CRF) is below this get the value 255."""
+    max_pixels: int | None = None
+    """Photographs with more pixels are left out. Default: the limit of the model's training."""
+    batch: int = 8
+    """Images that the network gets at once."""
+    num_cpus: int | None = None
+    """CPUs of the local Ray that is started; not for a cluster that runs already."""
+    workers: int | None = None
+    """Processes that run the network. Default: one per GPU; without GPUs, two per node."""
+    gpus: bool | None = None
+    """Run the network on GPUs. Default: where the cluster has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """One configuration for all jobs. A stage runs only if something that it depends on has changed."""
 
@@ -313,9 +349,13 @@ class Config:
     """Where everything is written, a folder that every node sees: of a shared disk, or s3://BUCKET/KEY. Default:
     ./workspace; for a submitted Ray job, ~/ssdd-workspace on the head node."""
     knowledge: AnyPath | None = None
-    """A folder of masks ID.png that take the place of PSA's as knowledge; needs `advice`."""
+    """A folder of masks ID.png, or of class maps ID.npy as PSA and IRN write them, in the place of PSA's masks as
+    knowledge; needs `advice`."""
     advice: AnyPath | None = None
-    """The masks ID.png of the same images after a mapping, say a CRF; needs `knowledge`."""
+    """The same of the same images after a mapping, say a CRF; needs `knowledge`."""
+    maps_background: float = 16
+    """The background's score beside class maps ID.npy; the highest score of a pixel is its class. 1 and above: a power,
+    (1 - the highest map) ^ maps_background, as in PSA (16). Below 1: this score at every pixel, as in IRN (0.15)."""
     train_split: str = "train"
     """The image list that is trained on (ImageSets/Segmentation/*.txt)."""
     split: str = "val"
@@ -327,6 +367,9 @@ class Config:
     sets belong to."""
     max_pixels: int = 25_000_000
     """Photographs with more pixels are refused: the full-size CRF takes 160 bytes a pixel, and 25 for each label."""
+    register: str | None = None
+    """The name under which dynamic.py and compare.py register the trained network in MLflow's model registry. Without
+    it the network is a model of the run alone."""
     seed: int = 0
     rounds: int = 1
     """Static and dynamic refinement once more, on the dynamic network's own masks and their CRF, for each above 1."""

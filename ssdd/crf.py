@@ -3,7 +3,7 @@
 This module imports neither torch nor Ray, so that a CRF process starts quickly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +93,40 @@ def segment_image(
     # A factor per pixel cancels in the CRF.
     unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
     return masks | {name: labels[dense_crf(image, unary[labels], crf).argmax(0)] for name, crf in crfs.items()}
+
+
+def without_absent(probs: np.ndarray, absent: Sequence[int]) -> np.ndarray:
+    """Class probabilities, changed in place: those of absent classes become 0, and the others sum to one again.
+
+    Args:
+        probs: float32 (C, H, W).
+        absent: foreground classes that the image does not have. Where no other class is probable, it is background.
+    """
+    if absent:
+        probs[list(absent)] = 0
+        probs[0, probs.sum(0) == 0] = 1
+        probs /= probs.sum(0)
+    return probs
+
+
+def segment_present(
+    image: np.ndarray, probs: np.ndarray, crf: CRFParams | None, min_probability: float, sharpen: float
+) -> np.ndarray:
+    """`segment_image` among the classes that have a probability anywhere; the CRF cannot choose another one.
+
+    Args:
+        image: uint8 (H, W, 3).
+        probs: float32 (C, H, W), of all classes; 0 everywhere for those that the image does not have.
+        crf: None for the best class at each pixel.
+        min_probability, sharpen: see `segment_image`.
+
+    Returns:
+        uint8 (H, W)
+    """
+    present = np.flatnonzero(probs.max((1, 2)) > 0).astype(np.uint8)
+    crfs = {} if crf is None else {"crf": crf}
+    masks = segment_image(image, probs[present], crfs, min_probability, sharpen)
+    return present[masks["" if crf is None else "crf"]]
 
 
 def crf_masks(

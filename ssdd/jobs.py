@@ -40,7 +40,7 @@ def job(
     config: Callable[[], Config] | None = None,
     report: Callable[[Result], list[str]] = table_lines,  # type: ignore[assignment]
 ) -> None:
-    """Run a job and print its result; `ERRORS` end it with their message alone.
+    """Run a job of a session and print its result, as `plain` does.
 
     Args:
         name: of the job and of its MLflow run.
@@ -49,10 +49,19 @@ def job(
         config: reads the configuration; from the command line if None.
         report: the result as lines for the terminal.
     """
-    try:
+
+    def finished() -> list[str]:
         chosen = config() if config else cli.parse(description=description)
         with Session(chosen, name) as session:
-            result = run(session)
+            return report(run(session))
+
+    plain(name, finished)
+
+
+def plain(name: str, run: Callable[[], list[str]]) -> None:
+    """Run something and print the lines that it gives; `ERRORS` end the process with their message alone."""
+    try:
+        lines = run()
     except ERRORS as error:
         sys.exit(f"{name}: {message_of(error)}")
     except OSError as error:
@@ -62,7 +71,7 @@ def job(
         if isinstance(original_error(error), PermissionError):
             sys.exit(f"{name}: {message_of(error)}; give the user that runs the job the right to read and write there")
         raise
-    for line in report(result):
+    for line in lines:
         print(line)
 
 

@@ -1,6 +1,8 @@
 """A trained network as a function from photographs to masks, without Ray, MLflow or a data set."""
 
+import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -8,20 +10,21 @@ import numpy as np
 from PIL import Image
 
 from ssdd.config import Config, ConfigError
-from ssdd.crf import segment_image
+from ssdd.crf import segment_present, without_absent
 from ssdd.data import codec
 from ssdd.data.class_names import BACKGROUND, VOC_CLASSES
 from ssdd.fields import from_dict
-from ssdd.nets import checkpoints, published
-from ssdd.nets.inference import load_segmentation, map_size, predict
+from ssdd.nets import checkpoints, exported, published
+from ssdd.nets.inference import full_size, load_segmentation, map_size, predict
 from ssdd.nets.networks import SegmentationNet
+from ssdd.nets.weight_files import WeightsError
 from ssdd.presets import PRESETS
 from ssdd.reports import figures
 from ssdd.storage import maps
-from ssdd.storage.paths import AnyPath, to_path
+from ssdd.storage.paths import ABSENT, AnyPath, on_disk, stat, to_path
 
 Picture = str | AnyPath | Image.Image | np.ndarray
-"""A photograph: the path of a JPEG or PNG file, an open PIL image, or an array, uint8 (H, W, 3)."""
+"""A photograph: the path of a JPEG, PNG, WebP, BMP or TIFF file, an open PIL image, or an array, uint8 (H, W, 3)."""
 Presence = Sequence[str]
 """The names of the foreground classes that an image can have."""
 Result = TypeVar("Result")
@@ -31,13 +34,19 @@ class Segmenter:
     """A trained segmentation network with its classes; `load` makes one.
 
     Args:
-        net: ready for inference.
+        net: ready for inference, or a function that takes its place.
         config: of its training: test-time scales, the CRF, whether EXIF rotations are applied.
         classes: names, background first.
+        identity: tells the weights from all others, where they come from a file.
     """
 
-    def __init__(self, net: SegmentationNet, config: Config, classes: tuple[str, ...]):
-        self.net, self.config, self.classes = net, config, classes
+    def __init__(
+        self, net: SegmentationNet | exported.Apply, config: Config, classes: tuple[str, ...], identity: str = ""
+    ):
+        self.net, self.config, self.classes, self.identity = net, config, classes, identity
+        self._apply: exported.Apply = (
+            partial(full_size, net, config=config) if isinstance(net, SegmentationNet) else net
+        )
         self.palette = codec.voc_palette()
         """The colours of the masks' values, uint8 (256, 3)."""
 
@@ -57,16 +66,14 @@ class Segmenter:
             batch: images that the network gets at once.
 
         Raises:
-            problems.DataError: a file that is no JPEG or PNG.
+            problems.DataError: a file that is no photograph.
             ValueError: an array of another shape or type, or a name that is no class.
         """
         evaluate = self.config.evaluate
-        crfs = {"crf": self.config.crf} if crf else {}
+        params = self.config.crf if crf else None
 
         def mask(image: np.ndarray, probs: np.ndarray) -> np.ndarray:
-            present = np.flatnonzero(probs.max((1, 2)) > 0).astype(np.uint8)  # the CRF must not choose the others
-            found = segment_image(image, probs[present], crfs, evaluate.min_probability, evaluate.sharpen)
-            return present[found["crf" if crf else ""]]
+            return segment_present(image, probs, params, evaluate.min_probability, evaluate.sharpen)
 
         return self._each(images, presence, batch, mask)
 
@@ -91,24 +98,29 @@ class Segmenter:
         if len(wanted) != len(pictures):
             raise ValueError(f"presence of {len(wanted)} images, but there are {len(pictures)}")
         masked = [self._absent(names) for names in wanted]
-        size = map_size(self.config.network, self.config.evaluate)
         results = []
         for first in range(0, len(pictures), batch):
             decoded = [self._pixels(picture) for picture in pictures[first : first + batch]]
-            for image, probs, absent in zip(
-                decoded, predict(self.net, decoded, self.config.evaluate, size), masked[first:], strict=False
-            ):
-                values = probs.numpy()
-                if absent:
-                    values[absent] = 0
-                    values[0, values.sum(0) == 0] = 1
-                    values /= values.sum(0)
-                # Half precision, as in the tables that `evaluate` scores.
-                results.append(make(image, maps.resize(maps.unpack(maps.pack(values)), image.shape[:2])))
+            for image, probs, absent in zip(decoded, self._apply(decoded), masked[first:], strict=False):
+                results.append(make(image, without_absent(probs, absent)))
         return results[0] if single else results
 
+    def packed(self, images: list[np.ndarray]) -> list[bytes]:
+        """The probability of each class as tables hold it, before it is resized to the image.
+
+        Args:
+            images: uint8 (H, W, 3) each.
+
+        Returns:
+            for each image, (C, s, s) in half precision, see `maps.pack`; (C, H, W) where a file's network gives that.
+        """
+        if not isinstance(self.net, SegmentationNet):
+            return [maps.pack(probs) for probs in self._apply(images)]
+        size = map_size(self.config.network, self.config.evaluate)
+        return [maps.pack(probs.numpy()) for probs in predict(self.net, images, self.config.evaluate, size)]
+
     def _absent(self, names: Presence | None) -> list[int]:
-        """The classes that an image does not have."""
+        """The foreground classes that an image does not have."""
         if names is None:
             return []
         if isinstance(names, str):
@@ -127,7 +139,7 @@ class Segmenter:
             return picture
         if isinstance(picture, Image.Image):
             return codec.to_rgb(codec.turned(picture) if apply_exif else picture)
-        return codec.read_image(codec.image_bytes(to_path(picture), apply_exif))
+        return codec.read_photograph(to_path(picture), apply_exif)
 
 
 def load(
@@ -136,13 +148,14 @@ def load(
     """A trained network, ready to segment photographs.
 
     Args:
-        source: a workspace in which a job has trained networks; or SSDD's published segmentation checkpoint, `.pth`.
+        source: a workspace in which a job has trained networks; a file of ray_jobs/export.py; or SSDD's published
+            segmentation checkpoint, `.pth`.
         network: of the workspace: `baseline`, `dynamic` or another one that its job has trained. Default: the last one.
         preset: whose networks the published weights are.
 
     Raises:
         ConfigError: nothing was trained in the workspace, or it has no such network.
-        weight_files.WeightsError: the published weights do not fill the network.
+        weight_files.WeightsError: a file cannot be read, or the published weights do not fill the network.
     """
     several = not isinstance(source, (str, AnyPath))
     files = [to_path(one) for one in source] if several else [to_path(source)]  # type: ignore[union-attr, arg-type]
@@ -150,14 +163,32 @@ def load(
         config, classes = PRESETS[preset](), (BACKGROUND, *VOC_CLASSES)
         net = SegmentationNet(config.network, len(classes))
         published.fill(net, files)
-        return Segmenter(checkpoints.ready(net), config, classes)
-    workspace = files[0].expanduser().absolute() if isinstance(files[0], Path) else files[0]
-    trained = checkpoints.recall(workspace)
+        return Segmenter(checkpoints.ready(net), config, classes, _digest(files))
+    path = files[0].expanduser().absolute() if isinstance(files[0], Path) else files[0]
+    if path.suffix in exported.SUFFIXES.values():
+        stored, described = exported.read(path)
+        return Segmenter(stored, *described, _digest(files))
+    if stat(path) != ABSENT:
+        raise WeightsError(
+            f"{path}: no network is in such a file; give a workspace, a file of ray_jobs/export.py "
+            f"({', '.join(exported.SUFFIXES.values())}), or SSDD's published weights (.pth)"
+        )
+    trained = checkpoints.recall(path)
     if trained is None:
-        raise ConfigError(f"{workspace}: nothing was trained there to its end ({checkpoints.TRAINED} is missing)")
+        raise ConfigError(f"{path}: nothing was trained there to its end ({checkpoints.TRAINED} is missing)")
     chosen = network or list(trained.models)[-1]
     if chosen not in trained.models:
-        raise ConfigError(f"{workspace}: has no network {chosen!r}; it has {', '.join(trained.models)}")
+        raise ConfigError(f"{path}: has no network {chosen!r}; it has {', '.join(trained.models)}")
     config = from_dict(trained.config)
-    path = workspace / trained.models[chosen]
-    return Segmenter(load_segmentation(config.network, len(trained.classes), path), config, trained.classes)
+    folder = path / trained.models[chosen]
+    net = load_segmentation(config.network, len(trained.classes), folder)
+    return Segmenter(net, config, trained.classes, folder.name)
+
+
+def _digest(files: Sequence[AnyPath]) -> str:
+    """A hash (hex SHA-256) of the files' contents."""
+    digest = hashlib.sha256()
+    for file in files:
+        with on_disk(file) as path, path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -161,7 +161,7 @@ def test_pool_function_accepts_half_precision():
 
 
 def test_crf_processes_import_no_torch():
-    modules = "ssdd.crf, ssdd.runtime.crf_pool, ssdd.runtime.pipelines, ssdd.stages.crf_rows"
+    modules = "ssdd.crf, ssdd.runtime.crf_pool, ssdd.runtime.pipelines, ssdd.stages.crf_rows, ssdd.stages.predict_rows"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

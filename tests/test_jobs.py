@@ -1,12 +1,19 @@
 """Each job once, small, through Ray, on one shared local cluster; then faults, and what users get wrong."""
 
+import base64
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +21,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 from small import ROOT, SMALL, listening, run_job
 
@@ -109,6 +117,62 @@ def test_dynamic_job_ends_with_the_table(places, capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in names)
     assert not list((workspace / "runs").iterdir()), "finished trainings leave no checkpoints"
+    report = (workspace / "report.html").read_text()
+    assert re.search(r"dynamic\.py --num-cpus 2 .* --evaluate.train-images 5", re.sub("</?span>", "", report))
+    for name in names:
+        assert f'<th scope="row">{name}</th><td><data value="{metrics[name]}">' in report
+    for name, made in (("classifier", "reused"), ("static", "reused"), ("dynamic", "made by this job")):
+        assert re.search(rf'<h3>{name} <span class="quiet">{made}, \d+.*s</span></h3>', report), "with curves"
+    assert report.count('aria-label="losses of') == report.count('aria-label="learning rate of') == 5
+    pictures = ("refinement.png", "reliability.png", "predictions-val.png")
+    assert all(f"<code>figures/{name}</code>" in report for name in pictures)
+    assert "not stored" not in report
+    for job in ("seeds", "static"):
+        scores = json.loads((workspace / f"metrics-{job}.json").read_text())
+        assert f'{scores["train.advice"]}">' in (workspace / f"report-{job}.html").read_text()
+
+
+def test_mlflow_serves_the_network_that_was_logged(places, tmp_path):
+    folder, workspace = places
+    client = MlflowClient(sqlite_uri(workspace / "mlflow.db"))
+    (model,) = client.search_logged_models([e.experiment_id for e in client.search_experiments()])
+    assert {"val.dynamic", "val.dynamic_crf"} <= {metric.key for metric in model.metrics}
+    photograph = folder / "JPEGImages" / "val_0000.jpg"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    # MLflow's server cannot read a model below a folder with such a name.
+    shutil.copytree(workspace / "mlartifacts" / "models" / model.model_id / "artifacts", tmp_path / "model")
+    program = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(tmp_path / "model"), *flags]
+    server = subprocess.Popen(
+        program,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        data = base64.b64encode(photograph.read_bytes()).decode()
+        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[data]]}}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        while True:
+            assert server.poll() is None, server.stdout.read().decode()
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    (row,) = json.load(answer)["predictions"]
+                break
+            except urllib.error.HTTPError as error:
+                pytest.fail(error.read().decode())
+            except (ConnectionError, urllib.error.URLError):  # it starts
+                time.sleep(0.5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    mask = codec.read_mask(base64.b64decode(row["mask"]))
+    np.testing.assert_array_equal(mask, ssdd.load(workspace).predict(photograph))
 
 
 def test_the_same_command_runs_nothing_again(places, capsys):
@@ -154,6 +218,9 @@ def test_evaluate_job_scores_another_folder(places, tmp_path):
     scores = json.loads((workspace / "metrics-other-val.json").read_text())
     assert 0 <= scores["val.dynamic"] <= 100
     assert (workspace / "figures" / "predictions-other-val.png").is_file()
+    report = (workspace / "report-other-val.html").read_text()
+    assert f'<data value="{scores["val.dynamic"]}">' in report
+    assert 'aria-label="losses of dynamic"' in report, "of the training behind the scores"
     assert [path.read_bytes() for path in kept] == before
 
 
@@ -207,6 +274,12 @@ def test_compare_job_repeats_what_differs_and_prints_means_and_spread(places, ca
         score = record["scores"][name]
         assert score["mean"] == pytest.approx(sum(score["values"]) / 2)
         assert all(0 <= value <= 100 for value in score["values"])
+    report = (workspace / "report-compare.html").read_text()
+    values = [score["mean"], score["std"], *score["values"]]
+    cells = "".join(f'<td><data value="{value}">[^<]*</data></td>' for value in values)
+    assert re.search(rf'<th scope="row">val.baseline_crf</th>{cells}', report)
+    assert "<h3>seed 1: static " in report
+    assert all(f"<code>figures/predictions-val-seed{seed}.png</code>" in report for seed in (0, 1))
     out = capsys.readouterr().out
     assert "2 random seeds, 2 at a time" in out
     assert "seed 1: [static] done" in out
@@ -251,22 +324,28 @@ def test_a_second_round_starts_from_the_first_ones_masks(places, capsys):
             assert set(np.unique(codec.read_mask(row[name]))) <= {0, *image["presence"]}
 
 
+def eaten(mask):
+    """A mask whose classes have lost an edge."""
+    return np.where(np.roll(mask, 5, axis=1) == mask, mask, 0).astype(np.uint8)
+
+
 @pytest.fixture
 def two_methods(places, tmp_path):
-    """Folders of masks: the truth with a class's edge eaten away, and the truth itself."""
+    """The truth with a class's edge eaten away, as PSA's class maps, and the truth itself, as masks."""
     folder, _ = places
     for name in ("before", "after"):
         (tmp_path / name).mkdir()
     for image_id in voc.read_split(voc.open_folder(folder), "train"):
         truth = codec.read_mask(folder / "SegmentationClass" / f"{image_id}.png")
         after = np.where(truth == 255, 0, truth).astype(np.uint8)
-        before = np.where(np.roll(after, 5, axis=1) == after, after, 0).astype(np.uint8)
+        before = eaten(after)
         (tmp_path / "after" / f"{image_id}.png").write_bytes(codec.encode_mask(after))
-        (tmp_path / "before" / f"{image_id}.png").write_bytes(codec.encode_mask(before))
+        maps = {int(value) - 1: np.float32(before == value) for value in np.unique(before) if value}
+        np.save(tmp_path / "before" / f"{image_id}.npy", maps)
     return "--knowledge", tmp_path / "before", "--advice", tmp_path / "after"
 
 
-def test_static_job_refines_two_folders_of_masks_without_seeds_all_in_a_bucket(
+def test_static_job_refines_class_maps_and_masks_without_seeds_all_in_a_bucket(
     places, two_methods, remote, tracking, tmp_path, capsys
 ):
     folder, _ = places
@@ -288,8 +367,12 @@ def test_static_job_refines_two_folders_of_masks_without_seeds_all_in_a_bucket(
     ids = voc.read_split(voc.open_folder(remote / "data"), "train")
     assert paths.names_in(remote / "out") == sorted(f"{i}.png" for i in ids)
     for image_id in ids:
-        before, after, refined = (codec.read_mask(remote / d / f"{image_id}.png") for d in ("before", "after", "out"))
-        assert ((refined == before) | (refined == after)).all()
+        after, refined = (codec.read_mask(remote / d / f"{image_id}.png") for d in ("after", "out"))
+        assert ((refined == eaten(after)) | (refined == after)).all()
+    masks_made = next((workspace / "artifacts").glob("masks-*"))
+    assert json.loads((masks_made / "recipe.json").read_text())["background"] == 16
+    for row in open_table(masks_made):
+        np.testing.assert_array_equal(codec.read_mask(row["knowledge"]), eaten(codec.read_mask(row["advice"])))
     run_job("static", *SMALL, *masks[:4], *where)
     out = capsys.readouterr().out
     assert "[refined] unchanged" in out
@@ -414,7 +497,9 @@ def test_mlflow_has_configuration_metrics_over_time_and_pictures(places):
     assert run.data.params["dynamic.train.epochs"] == "2"
     assert {"val.dynamic", "train.refined", "dynamic.lr", "dynamic.loss.diff2"} <= set(run.data.metrics)
     assert client.get_metric_history(run.info.run_id, "dynamic.loss.main")[-1].step == 2 * (10 // 4)
-    assert {"refinement.png", "predictions-val.png"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"refinement.png", "predictions-val.png", "report.html"} <= {
+        a.path for a in client.list_artifacts(run.info.run_id)
+    }
 
 
 @dataclass(frozen=True)

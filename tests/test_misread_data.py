@@ -167,8 +167,8 @@ def test_other_methods_masks_are_compared_but_may_miss_classes(folder, tmp_path)
             (masks / f"{image_id}.PNG").write_bytes(encode_mask(mask_of(0, numbers[own[0]])))
         return find_masks(opened, list(shown), masks, presence=list(shown.values()))
 
-    (paths,), warnings = write({1: 1, 2: 2, 3: 3})
-    assert [path.name for path in paths] == ["a.PNG", "b.PNG", "c.PNG", "d.PNG"]
+    (found,), warnings = write({1: 1, 2: 2, 3: 3})
+    assert [mask.path.name for mask in found] == ["a.PNG", "b.PNG", "c.PNG", "d.PNG"]
     assert warnings == []
     with pytest.raises(DataError, match=r"2 -> 1 \(square\), 3 -> 2 \(disc\)"):
         write({1: 2, 2: 3, 3: 1})

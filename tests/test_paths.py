@@ -179,7 +179,8 @@ def test_a_data_set_is_read_alike(data):
         mask = codec.read_mask(path)
         path.write_bytes(codec.encode_mask(np.where(mask == 255, 0, mask).astype(np.uint8)))
     paths.copy(masks, folder.parent / "masks")
-    (found,), _ = records.find_masks(voc.open_folder(folder), ids, folder.parent / "masks")
+    (others,), _ = records.find_masks(voc.open_folder(folder), ids, folder.parent / "masks")
+    found = [mask.path for mask in others]
     assert [path.name for path in found] == [f"{image_id}.png" for image_id in ids]
     assert voc.stats(found) != voc.stats(found[1:])
 

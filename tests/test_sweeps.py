@@ -49,14 +49,24 @@ def runs_below(workspace, parent=None, uri=None):
     return client, parent, children
 
 
-def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_mlflow(places, small, capsys):
+def test_sweep_crf_compares_its_trials_in_mlflow(places, small, capsys):
     _, workspace = places
-    args = [*small, "--sweep.space", "crf.bilateral-weight=9,1"]  # which no job before had
+    run_job("sweep_crf", *small, "--sweep.space", "crf.bilateral-weight=9,1")  # which no job before had
+    check_sweep_crf(workspace, capsys.readouterr().out)
+    _, _, children = runs_below(workspace)
+    assert {r.info.status for r in children} == {"FINISHED"}
+
+
+@pytest.mark.minutes
+def test_a_killed_sweep_goes_on_without_its_finished_trials(places, small, capsys):
+    _, workspace = places
+    args = [*small, "--sweep.space", "crf.bilateral-weight=8,2"]
     command = [sys.executable, "ray_jobs/sweep_crf.py", *args, "--sweep.parallel", "1"]
     options = dict(cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.PIPE, text=True)
     killed = subprocess.Popen(command, stderr=subprocess.STDOUT, **options)
     deadline = time.monotonic() + 240
-    while not (kept := list(workspace.glob("sweeps/sweep_crf-*/trials/*.json"))):
+    before = set(workspace.glob("sweeps/sweep_crf-*/trials/*.json"))
+    while not (kept := set(workspace.glob("sweeps/sweep_crf-*/trials/*.json")) - before):
         assert killed.poll() is None, killed.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -69,9 +79,17 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_
     out = capsys.readouterr().out
     assert f"{len(kept)} trials have ended already" in out
     assert {path: path.stat().st_mtime_ns for path in kept} == times
+    check_sweep_crf(workspace, out, (2, 8))
+    _, parent, children = runs_below(workspace)
+    assert parent.info.run_id == interrupted.info.run_id
+    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
+
+
+def check_sweep_crf(workspace, out, weights=(1, 9)):
+    """The results, figure, best.yaml and MLflow runs of the newest sweep over crf.bilateral-weight."""
     folder = newest(workspace, "sweep_crf")
     trials = json.loads((folder / "trials.json").read_text())
-    assert sorted(t["point"]["crf.bilateral_weight"] for t in trials) == [1, 9]
+    assert tuple(sorted(t["point"]["crf.bilateral_weight"] for t in trials)) == weights
     assert {t["state"] for t in trials} == {"finished"}
     scores = [t["metrics"]["train.refined"] for t in trials]
     assert scores == sorted(scores, reverse=True)
@@ -83,14 +101,12 @@ def test_a_killed_sweep_goes_on_without_its_finished_trials_and_compares_all_in_
     assert (folder / "sweep_crf.png").stat().st_size > 5000
 
     client, parent, children = runs_below(workspace)
-    assert parent.info.run_id == interrupted.info.run_id
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["job"] == "sweep_crf"
     assert parent.data.metrics["train.refined"] == pytest.approx(scores[0])
     assert {"sweep_crf.png", "best.yaml"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
-    assert {r.info.status for r in children} <= {"FINISHED", "KILLED"}, "what was killed is not left as running"
     finished = [r for r in children if r.info.status == "FINISHED"]
-    assert sorted(float(r.data.params["crf.bilateral_weight"]) for r in finished) == [1, 9]
+    assert tuple(sorted(float(r.data.params["crf.bilateral_weight"]) for r in finished)) == weights
     for run in finished:
         assert {"train.refined", "train.advice", "static.loss.base"} <= set(run.data.metrics)
         assert run.data.tags["job"] == "sweep_crf"

@@ -1,5 +1,6 @@
 """What a training refuses; the loop itself runs in test_jobs.py, its step in test_step.py."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ def test_published_weights_are_refused_for_other_classes():
 def fit(monkeypatch, tmp_path, one_thread):
     """Runs a training of two epochs over a list of what happens in turn: an error, or the epochs that are done."""
 
-    def run(events):
+    def run(events, has_history=True, earlier=0):
         waited, events = [], list(events)
 
         def last_checkpoint(runs):
@@ -38,6 +39,8 @@ def fit(monkeypatch, tmp_path, one_thread):
             return event, tmp_path if event else None
 
         checkpoints.save({"net": {"x": torch.ones(2)}}, tmp_path / worker.STATE)
+        history = [{"step": 4, "epoch": 1.0, "seconds": 100.0, "loss.a": 2.0}]
+        (tmp_path / worker.META).write_text(json.dumps({"history": history} if has_history else {}))
         monkeypatch.setattr(trainer, "last_checkpoint", last_checkpoint)
         monkeypatch.setattr(trainer._Training, "_attempt", lambda *args: None)
         monkeypatch.setattr(trainer.time, "sleep", waited.append)
@@ -47,7 +50,9 @@ def fit(monkeypatch, tmp_path, one_thread):
         task = SimpleNamespace(train=SimpleNamespace(epochs=2))
         (tmp_path / "made").mkdir()
         training = trainer._Training(session=session, name="net", runs=tmp_path, task=task, joined=[], validate=None)
-        training.fit(tmp_path / "made")
+        told = training.fit(tmp_path / "made")
+        assert told["history"] == (history if has_history else [])
+        assert earlier <= told["seconds"] < earlier + 100, "those of earlier jobs count once"
         assert checkpoints.read(tmp_path / "made" / checkpoints.MODEL)["x"].tolist() == [1, 1]
         assert events == []
         return waited
@@ -68,6 +73,33 @@ def test_an_object_store_that_stays_away_ends_the_training_with_its_own_message(
 def test_every_finished_epoch_gives_new_patience(fit):
     away = RemoteError("s3://x: away")
     assert fit([0, away, 0, away, 1, away, 1, 2, 2]) == [5, 20, 5]
+
+
+def test_a_training_that_goes_on_takes_what_it_took_before_as_well(fit):
+    assert fit([1, 2, 2], earlier=100) == []
+
+
+def test_checkpoints_of_earlier_versions_have_no_history(fit):
+    assert fit([1, 2, 2], has_history=False) == []
+
+
+def test_the_history_goes_on_behind_the_checkpoint_and_leaves_out_where_time_goes(loop, tmp_path):
+    events = []
+    (tmp_path / worker.META).write_text('{"history": [{"step": 2, "epoch": 1.0, "seconds": 50.0, "lr": 1.0}]}')
+    going = replace(loop, resume=tmp_path, first_epoch=1, mailbox=SimpleNamespace(send=events.append))
+    log = worker._Log(going, 4, SimpleNamespace(read=lambda: {"forward": 1.0}), rank=0)
+    for step in (3, 4):
+        log.step(step, {"a": torch.tensor(float(step))}, 0.5, images=4)
+    first, last = log.history
+    assert first == {"step": 2, "epoch": 1.0, "seconds": 50.0, "lr": 1.0}
+    assert (last["step"], last["epoch"], last["loss.a"], last["lr"]) == (4, 2.0, 3.5, 0.5)
+    assert last["seconds"] >= 50
+    assert set(last) == {"step", "epoch", "seconds", "loss.a", "lr", "images_per_s"}
+    assert "share.forward" in events[0].metrics
+    other = worker._Log(going, 4, SimpleNamespace(read=dict), rank=1)
+    other.step(4, {"a": torch.tensor(1.0)}, 0.5, images=4)
+    assert other.history == []
+    assert len(events) == 1
 
 
 @pytest.fixture

@@ -569,7 +569,8 @@ def test_masks_of_another_method(two, tmp_path):
     masks.mkdir()
     for image_id in ids:
         (masks / f"{image_id}.png").write_bytes(encode_mask(mask_of(0, 1)))
-    (paths,), warnings = find_masks(folder, ids, masks)
+    (found,), warnings = find_masks(folder, ids, masks)
+    paths = [mask.path for mask in found]
     assert warnings == []
     assert paths == [masks / f"{image_id}.png" for image_id in ids]
     before = stats(paths)

@@ -75,6 +75,7 @@ def train(session, name, kind, folder, batch, workers):
     return checkpoints.read(net.path / checkpoints.MODEL), steps(folder)
 
 
+@pytest.mark.minutes
 def test_three_workers_train_a_batch_of_eight_as_one_does(places, tmp_path, capsys):
     folder, _ = places
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

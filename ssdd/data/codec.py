@@ -15,7 +15,11 @@ from ssdd.data import exif
 from ssdd.data.problems import DataError, fault, permitted
 from ssdd.storage.paths import AnyPath, to_path
 
-# What Pillow's JPEG and PNG readers raise on damaged bytes, SyntaxError being a broken PNG chunk.
+PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What a photograph may be that is no image of a data set, by Pillow's names."""
+PHOTOGRAPH_KINDS = "JPEG, PNG, WebP, BMP or TIFF"
+# What Pillow's readers raise on damaged bytes, SyntaxError being a broken PNG chunk.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `probe_image` has a limit of its own
 
@@ -45,10 +49,14 @@ class Probe(NamedTuple):
         """Width and height after the rotation."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
+    def size(self, apply_exif: bool) -> tuple[int, int]:
+        """Width and height, after the rotation or as stored."""
+        return self.upright if apply_exif else (self.width, self.height)
+
 
 @contextmanager
-def decoding(source: str | AnyPath | bytes, kind: str) -> Iterator[bytes]:
-    """The bytes of a source; what Pillow says against them inside the block becomes a DataError."""
+def decoding(source: str | AnyPath | bytes, kind: str, expected: str = "JPEG or PNG") -> Iterator[bytes]:
+    """The bytes of a source; what Pillow says against them inside the block becomes a DataError of a kind."""
     name = "bytes" if isinstance(source, bytes) else str(source)
     try:
         if isinstance(source, bytes):
@@ -61,7 +69,7 @@ def decoding(source: str | AnyPath | bytes, kind: str) -> Iterator[bytes]:
     except DataError:  # which is a ValueError
         raise
     except UnidentifiedImageError as error:  # its own message shows a memory address
-        raise fault(kind, f"{name}: not a JPEG or PNG file, or its header is damaged") from error
+        raise fault(kind, f"{name}: not a {expected} file, or its header is damaged") from error
     except Image.DecompressionBombError as error:
         raise fault("huge image", f"{name}: {error}") from error
     except _DECODE_ERRORS as error:
@@ -134,10 +142,34 @@ def read_image(source: str | AnyPath | bytes) -> np.ndarray:
     return to_rgb(image)
 
 
+def read_photograph(source: str | AnyPath | bytes, apply_exif: bool, max_pixels: int | None = None) -> np.ndarray:
+    """Decode a photograph of any of `PHOTOGRAPH_FORMATS`, given as path or bytes, to RGB: uint8 (H, W, 3).
+
+    Args:
+        source: of which the first picture is read where it has several.
+        apply_exif: whether an EXIF orientation is applied. That of a TIFF always is, by Pillow.
+        max_pixels: a larger photograph is refused; None: Pillow's limit alone.
+
+    Raises:
+        problems.DataError: it cannot be read, or is too large.
+    """
+    with decoding(source, "unreadable image", PHOTOGRAPH_KINDS) as data:
+        image: Image.Image = Image.open(BytesIO(data), formats=PHOTOGRAPH_FORMATS)
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            name = "bytes" if isinstance(source, bytes) else source
+            raise fault("large image", f"{name}: {width}x{height} are more than {max_pixels} pixels")
+        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+            raise ValueError("its pixels have 32 bits: save grey levels of 8 or 16 bits, or colours")
+        return to_rgb(turned(image) if apply_exif else image)
+
+
 def turned(image: Image.Image) -> Image.Image:
     """An open image as its EXIF orientation says; the pixels are read."""
     orientation = _orientation(image)
     image.load()
+    if image.format == "TIFF":  # Pillow has turned it
+        return image
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 

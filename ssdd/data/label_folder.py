@@ -20,11 +20,8 @@ from ssdd.data.labels import names_in, read_xml
 from ssdd.data.problems import DataError, Problem, collecting, listing, read_text
 from ssdd.storage.artifacts import whole
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
-"""Formats that stay as they are; MPO is a telephone's JPEG with a second picture behind it."""
-_READ = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""By Pillow's names of what it tries. What is not kept becomes PNG."""
+"""Formats that stay as they are; the others become PNG. MPO is a telephone's JPEG with a second picture behind it."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def _from_folders(source: Path) -> Labels:
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if path.suffix.lower() in codec.PHOTOGRAPH_SUFFIXES and not path.name.startswith("."):
                 found[path] = {folder.name}
     if not found:
         raise DataError(f"{source}: has no folders with photographs; put those of a class into SOURCE/CLASS/")
@@ -143,7 +140,7 @@ def _from_csv(source: Path, images: Path) -> Labels:
         dialect = csv.excel
     found: dict[Path, set[str]] = {}
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), dialect) if any(row)]
-    if rows and Path(rows[0][0]).suffix.lower() not in SUFFIXES:  # a header
+    if rows and Path(rows[0][0]).suffix.lower() not in codec.PHOTOGRAPH_SUFFIXES:  # a header
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
@@ -242,15 +239,15 @@ def write(
 
 def _checked(path: Path) -> bytes:
     """A photograph's bytes, if it decodes to its end."""
-    with codec.decoding(path, "unreadable image") as data:
-        with Image.open(io.BytesIO(data), formats=_READ) as image:
+    with codec.decoding(path, "unreadable image", codec.PHOTOGRAPH_KINDS) as data:
+        with Image.open(io.BytesIO(data), formats=codec.PHOTOGRAPH_FORMATS) as image:
             image.load()
         return data
 
 
 def _place(path: Path, folder: Path, image_id: str, copy: bool) -> None:
     """Put a photograph into the data folder."""
-    with Image.open(path, formats=_READ) as image:
+    with Image.open(path, formats=codec.PHOTOGRAPH_FORMATS) as image:
         suffix = _KEPT.get(image.format or "")
         if suffix is None:
             image.save(folder / f"{image_id}.png", "PNG", exif=image.getexif())

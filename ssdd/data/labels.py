@@ -32,8 +32,13 @@ class Labels:
     def open(cls, folder: VOCFolder) -> "Labels":
         """Of a folder's labels.csv if there is one, else of its Annotations/. DataError for an unusable labels.csv."""
         if folder.stat_of_csv() != ABSENT:
-            return cls(classes=folder.classes, csv=folder.csv, rows=_read_rows(folder.csv))
+            return cls.read(folder.csv, folder.classes)
         return cls(classes=folder.classes, csv=folder.csv, xmls=folder.xmls())
+
+    @classmethod
+    def read(cls, path: AnyPath, classes: tuple[str, ...]) -> "Labels":
+        """Of a file like labels.csv. DataError where it is not there or cannot be used."""
+        return cls(classes=classes, csv=path, rows=_read_rows(path))
 
     def of(self, image_id: str) -> tuple[str, list[int]] | None:
         """Where the labels of an image stand, and its foreground classes, sorted; None without an XML file.

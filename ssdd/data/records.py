@@ -1,16 +1,17 @@
 """Reading and checking the images of a list: every file is decoded, and what is wrong is reported together."""
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ssdd.config import Config
-from ssdd.data import codec, mask_values
+from ssdd.data import class_maps, codec, mask_values
 from ssdd.data.class_names import IGNORE
 from ssdd.data.codec import Probe
 from ssdd.data.files import FilesByName
@@ -247,17 +248,33 @@ def _read_use(
     return MaskUse(str(path), frozenset(pixels), labels, others), (mask.shape[1], mask.shape[0]), pixels
 
 
-def _size_faults(path: AnyPath, size: tuple[int, int], image: Probe, options: ReadOptions) -> list[str]:
+def _size_faults(
+    path: AnyPath,
+    size: tuple[int, int],
+    image: Probe,
+    options: ReadOptions,
+    fits: Callable[[tuple[int, int], tuple[int, int]], bool] = operator.eq,
+) -> list[str]:
     """What is wrong with a mask of some (width, height). DataError where it fits the image in its other rotation."""
-    stored = (image.width, image.height)
-    wanted, other = (image.upright, stored) if options.apply_exif else (stored, image.upright)
-    if size == wanted:
+    wanted, other = image.size(options.apply_exif), image.size(not options.apply_exif)
+    if fits(size, wanted):
         return []
-    if size == other:
+    if fits(size, other):
         kind = "mask of the stored image" if options.apply_exif else "mask of the turned image"
         which = "before" if options.apply_exif else "after"
         raise fault(kind, f"{path}: has the size {size[0]}x{size[1]} of the photograph {which} its EXIF rotation")
     return ["size {}x{}, but the image has {}x{}".format(*size, *wanted)]
+
+
+@dataclass(frozen=True)
+class OtherMask:
+    """A mask of another method, or the class maps that it follows from."""
+
+    path: AnyPath
+    size: tuple[int, int]
+    """(width, height) of its image."""
+    maps: Literal["", "classes", "all"] = ""
+    """Of which classes the file holds maps: all, or all but the background. Empty for a mask."""
 
 
 def find_masks(
@@ -266,44 +283,51 @@ def find_masks(
     *places: AnyPath,
     presence: Sequence[Sequence[int]] | None = None,
     options: ReadOptions = ReadOptions(),
-) -> tuple[list[list[AnyPath]], list[str]]:
-    """Other methods' masks ID.png of a folder's images, each decoded and checked; a list for each of `places`.
+) -> tuple[list[list[OtherMask]], list[str]]:
+    """Other methods' masks ID.png or class maps ID.npy of a folder's images, read and checked; a list for each place.
 
     The second result are warnings.
 
     Args:
         folder: of the images.
         ids: of the images.
-        places: folders of masks.
-        presence: for each id its foreground classes, which the masks are compared with.
+        places: folders, each of masks or of class maps.
+        presence: for each id its foreground classes, which those of the masks and maps are compared with.
         options: how the photographs are read.
 
     Raises:
-        problems.DataError: lists every mask that is missing, does not decode, has another size than its image, or
-            has a value that is no class (255, too: such a mask has to name a class at every pixel); and whole folders
-            whose values mean other classes.
+        problems.DataError: lists every file that is missing or cannot be read; every mask that has another size than
+            its image, or a value that is no class (255, too: such a mask has to name a class at every pixel); all class
+            maps that are not as `class_maps.read` needs them, or have another shape than their image; folders of both;
+            and whole folders whose values mean other classes.
     """
     for place in places:
         with permitted(place):
             if not is_folder(place):
-                raise DataError(f"{place}: no such folder; give the folder that holds the masks ID.png")
+                raise DataError(f"{place}: no such folder; give the folder that holds the masks ID.png or maps ID.npy")
     images = folder.images()
     labels = dict(zip(ids, map(frozenset, presence), strict=True)) if presence is not None else {}
     problems: list[Problem] = []
     warnings: list[str] = []
-    paths = []
+    every = []
     for place in places:
-        masks = FilesByName(place, (".png",), "mask")
+        masks = FilesByName(place, (".png", class_maps.SUFFIX), "mask")
         check = partial(_check_other_mask, folder, images, masks, labels, options)
         checked = list(threaded(check, ids, place))
         uses = [use for _, use, _ in checked if use is not None]
         misread, told = mask_values.check(uses, folder.classes, folder.has_voc_classes, may_lack_classes=True)
         warnings += told
+        found = [mask for mask, _, _ in checked if mask is not None]
+        maps = [mask.path.name for mask in found if mask.maps]
+        if maps:
+            misread = [(kind, f"{detail}; a map counts as the value 1 + its key") for kind, detail in misread]
+        if 0 < len(maps) < len(found):
+            problems.append(("masks and maps", f"{place}: {len(maps)} of {len(found)} files are maps, {maps[0]} say"))
         problems += [*misread, *(problem for _, _, wrong in checked for problem in wrong)]
-        paths.append([path for path, _, _ in checked])
+        every.append(found)
     if problems:
         raise listing(", ".join(map(str, places)), problems)
-    return paths, warnings
+    return every, warnings
 
 
 def _check_other_mask(
@@ -313,21 +337,31 @@ def _check_other_mask(
     labels: dict[str, frozenset[int]],
     options: ReadOptions,
     image_id: str,
-) -> tuple[AnyPath, MaskUse | None, list[Problem]]:
+) -> tuple[OtherMask | None, MaskUse | None, list[Problem]]:
     problems: list[Problem] = []
-    path, use = masks.folder / f"{image_id}.png", None
+    mask, use = None, None
     with collecting(problems):
-        found = masks.find(image_id)
-        if found is None:
-            raise fault("missing mask", str(path))
-        path = found
-        use, size, _ = _read_use(path, labels.get(image_id), folder.num_classes)
+        path = masks.find(image_id)
+        if path is None:
+            raise fault("missing mask", f"{masks.folder / f'{image_id}.png'} (nor {class_maps.SUFFIX})")
         image_path = images.find(image_id)
         assert image_path is not None  # the image list was checked before
         image = codec.probe_header(image_path)
-        faults = _size_faults(path, size, image, options)
+        wanted = image.size(options.apply_exif)
+        if path.name.lower().endswith(class_maps.SUFFIX):
+            kind = "bad maps"
+            maps = class_maps.read(path)
+            mask = OtherMask(path, wanted, "all" if maps.has_background else "classes")
+            use = MaskUse(str(path), frozenset({0, *maps.classes}), labels.get(image_id))
+            size = maps.values.shape[:0:-1]
+            faults = _size_faults(path, size, image, options, class_maps.fits) if maps.classes else []
+        else:
+            kind, mask = "bad mask", OtherMask(path, wanted)
+            use, size, _ = _read_use(path, labels.get(image_id), folder.num_classes)
+            faults = _size_faults(path, size, image, options)
         if faults:
-            raise fault("bad mask", f"{path}: {'; '.join(faults)}")
+            raise fault(kind, f"{path}: {'; '.join(faults)}")
         if max(use.values) >= folder.num_classes:
-            raise fault("bad mask", f"{path}: value {max(use.values)} outside 0..{folder.num_classes - 1}")
-    return path, use, problems
+            what = "class" if mask.maps else "value"
+            raise fault(kind, f"{path}: {what} {max(use.values)} outside 0..{folder.num_classes - 1}")
+    return mask, use, problems

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -96,7 +98,46 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
     return F.resize(tensor, [side, side], antialias=True).contiguous().numpy()
 
 
-def square_masks(masks: list[np.ndarray], side: int) -> torch.Tensor:
+def square_tensor(image: Tensor, side: int) -> Tensor:
+    """`square` in operations that other programs have, too, with the same values.
+
+    Args:
+        image: uint8 (N, 3, H, W).
+        side: of the result.
+
+    Returns:
+        float32 (N, 3, side, side), of whole numbers.
+    """
+    across, one = _whole_weights(image.shape[-1], side)
+    rows = torch.floor(image.float() @ across.T / one + 0.5)
+    down, one = _whole_weights(image.shape[-2], side)
+    return torch.floor(down @ rows / one + 0.5)
+
+
+def _whole_weights(inner: int, outer: int) -> tuple[Tensor, Tensor]:
+    """The weights with which torch's kernel for uint8 resizes bilinearly and antialiased, of 16 bits.
+
+    Returns:
+        Whole numbers, float32 (outer, inner), and the number that stands for 1.
+    """
+    places = torch.arange(inner, dtype=torch.float64)
+    scale = (places[-1:] + 1) / outer
+    centres = (torch.arange(outer, dtype=torch.float64)[:, None] + 0.5) * scale
+    weights = (1 - (places + 0.5 - centres).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights / weights.sum(1, keepdim=True)
+    one = torch.exp2(torch.ceil(torch.log2((2**15 - 0.5) / weights.max())) - 1).clamp(max=2**22)
+    return torch.floor(weights * one + 0.5).float(), one.float()
+
+
+def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Float maps (N, C, h, w) to (N, C, *size): `maps.resize` in torch."""
+    # First the height: torch 2.14 on CPUs is wrong where it changes the height of maps that are one pixel wide.
+    for step in ((size[0], values.shape[-1]), size):
+        values = interpolate(values, step, mode="bilinear", align_corners=False, antialias=True)
+    return values
+
+
+def square_masks(masks: list[np.ndarray], side: int) -> Tensor:
     """Masks, uint8 (H, W) of any size, sampled to one square: int64 (N, side, side)."""
     size, nearest = [side, side], v2.InterpolationMode.NEAREST_EXACT
     return torch.cat([F.resize(torch.from_numpy(np.array(m))[None], size, interpolation=nearest) for m in masks]).long()

@@ -87,7 +87,7 @@ class DilatedDepthwise(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_exporting():  # other programs have better kernels
             return super().forward(x)
         d, pad = self.dilation[0], [(k - 1) // 2 for k in self.kernel_size]
         n, c, height, width = x.shape

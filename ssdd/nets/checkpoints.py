@@ -107,14 +107,23 @@ def recall(workspace: AnyPath) -> Trained | None:
         return None
     record = json.loads(path.read_text())
     try:
-        config = replace(from_dict(record["config"]), num_cpus=None, workers=None, gpus=None)
-        # The workspace has what the published files gave; they need not be there any more.
-        config = replace(
-            config,
-            seeds=replace(config.seeds, classifier_weights=None, affinity_weights=None),
-            static=replace(config.static, weights=()),
-            dynamic=replace(config.dynamic, weights=()),
-        )
+        config = portable(from_dict(record["config"]))
         return Trained(to_dict(config), tuple(record["classes"]), record["models"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} was written by another version ({error}); run ray_jobs/dynamic.py again") from error
+
+
+def portable(config: Config) -> Config:
+    """The configuration of a training without what belonged to its machine, and without the published files it read.
+
+    What was trained has what those files gave; they need not be there any more.
+    """
+    return replace(
+        config,
+        num_cpus=None,
+        workers=None,
+        gpus=None,
+        seeds=replace(config.seeds, classifier_weights=None, affinity_weights=None),
+        static=replace(config.static, weights=()),
+        dynamic=replace(config.dynamic, weights=()),
+    )

@@ -1,13 +1,14 @@
 """Trained networks applied to images: several scales and mirror images, class probabilities, rows of a table."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ssdd.config import EvaluateConfig, NetworkConfig
+from ssdd.config import Config, EvaluateConfig, NetworkConfig
 from ssdd.data import codec, transforms
 from ssdd.nets import checkpoints
 from ssdd.nets.networks import SegmentationNet
@@ -15,15 +16,28 @@ from ssdd.storage import maps
 from ssdd.storage.paths import AnyPath
 from ssdd.storage.tables import Row
 
+Squares = Callable[[int], Tensor]
+"""Images as squares of a side: uint8 or float (N, 3, side, side)."""
+
+
+def squares_of(decoded: list[np.ndarray]) -> Squares:
+    """N images, uint8 (H, W, 3) of any size, for `multi_scale`, on this process's device."""
+
+    def squares(side: int) -> Tensor:
+        batch = np.stack([transforms.square(image, side) for image in decoded])
+        return torch.from_numpy(batch).to(checkpoints.device())
+
+    return squares
+
 
 def multi_scale(
-    function: Callable[[Tensor], Tensor], decoded: list[np.ndarray], sides: list[int], mirror: bool, size: int
+    function: Callable[[Tensor], Tensor], squares: Squares, sides: list[int], mirror: bool, size: int
 ) -> Tensor:
     """Sum of a fully convolutional function over square input sizes, and their mirror images.
 
     Args:
-        function: uint8 (N, 3, s, s) -> maps (N, C, h, w).
-        decoded: N images, uint8 (H, W, 3) of any size.
+        function: (N, 3, s, s) -> maps (N, C, h, w).
+        squares: of N images.
         sides: the input sizes.
         mirror: add the mirror images' maps, mirrored back.
         size: side of the result.
@@ -33,9 +47,7 @@ def multi_scale(
     """
     total: Tensor | float = 0.0
     for side in sides:
-        batch = torch.from_numpy(np.stack([transforms.square(image, side) for image in decoded])).to(
-            checkpoints.device()
-        )
+        batch = squares(side)
         outputs = [function(batch)] + ([function(batch.flip(-1)).flip(-1)] if mirror else [])
         for output in outputs:
             total = total + F.interpolate(output, (size, size), mode="bilinear", align_corners=False)
@@ -67,10 +79,56 @@ def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateCon
     Returns:
         (N, classes, size, size), on the CPU.
     """
-    sides = [round(config.size * scale) for scale in config.scales]
     with torch.inference_mode():
-        total = multi_scale(lambda batch: net(batch, config.full_size).softmax(1), decoded, sides, config.mirror, size)
-    return (total / total.sum(1, keepdim=True)).cpu()
+        return _mean_softmax(net, squares_of(decoded), config, size).cpu()
+
+
+def _mean_softmax(net: SegmentationNet, squares: Squares, config: EvaluateConfig, size: int) -> Tensor:
+    """`predict` in torch alone."""
+    sides = [round(config.size * scale) for scale in config.scales]
+    total = multi_scale(lambda batch: net(batch, config.full_size).softmax(1), squares, sides, config.mirror, size)
+    return total / total.sum(1, keepdim=True)
+
+
+def full_size(net: SegmentationNet, decoded: list[np.ndarray], config: Config) -> Iterator[np.ndarray]:
+    """Test-time class probabilities of images at their sizes; their best classes are the masks that `evaluate` scores.
+
+    Args:
+        net: ready for inference.
+        decoded: N images, uint8 (H, W, 3) of any size.
+        config: of the network's training.
+
+    Yields:
+        for each image, float32 (classes, H, W).
+    """
+    squares = predict(net, decoded, config.evaluate, map_size(config.network, config.evaluate))
+    for probs, image in zip(squares, decoded, strict=True):
+        yield _at_size(probs[None], image.shape[:2])[0].numpy()
+
+
+def _at_size(probs: Tensor, size: tuple[int, int]) -> Tensor:
+    """Square maps (N, C, s, s), in the half precision of tables, resized to an image: (N, C, *size)."""
+    return transforms.resized(probs.half().float(), size)
+
+
+class PhotographNet(nn.Module):
+    """A network with all that comes before and behind it, in torch alone: `full_size` of one photograph, for export.
+
+    Args:
+        net: ready for inference.
+        config: of its training.
+    """
+
+    def __init__(self, net: SegmentationNet, config: Config):
+        super().__init__()
+        self.net, self.evaluate = net, config.evaluate
+        self.size = map_size(config.network, config.evaluate)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Uint8 (H, W, 3) of any size -> the probabilities of the classes, float32 (C, H, W)."""
+        images = image.permute(2, 0, 1)[None]
+        probs = _mean_softmax(self.net, partial(transforms.square_tensor, images), self.evaluate, self.size)
+        return _at_size(probs, (image.shape[0], image.shape[1]))[0]
 
 
 class PredictStage:

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from ssdd.data import codec
 from ssdd.storage import maps
@@ -96,6 +98,27 @@ def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figu
     return figure
 
 
+def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], points: int = 400) -> Figure:
+    """Values over a training's epochs.
+
+    Args:
+        lines: epochs and values of each, by its name in the legend.
+        points: of a line at most; of a longer one, means over equal pieces are drawn.
+    """
+    figure = Figure(figsize=(4.2, 2.3), layout="constrained")
+    axis = figure.subplots()
+    for name, line in lines.items():
+        pieces = [np.array_split(np.asarray(values, float), min(points, len(values))) for values in line]
+        xs, ys = ([piece.mean() for piece in values] for values in pieces)
+        axis.plot(xs, ys, label=name, linewidth=1.4, marker="o" if len(xs) < 30 else "", markersize=3)
+    axis.set(xlabel="epoch")
+    axis.grid(color="#e3e6ea", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        figure.legend(loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    return figure
+
+
 def trials(results: list[tuple[dict[str, Any], dict[str, float]]], names: dict[str, str]) -> Figure:
     """Metrics of a sweep's trials over each field that it varies; the lines go through the best of each value.
 
@@ -178,6 +201,29 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     colours[mask == 255] = 255
     mixed = 0.45 * image.astype(np.float32) + 0.55 * colours
     return np.where((mask == 0)[..., None], image, mixed).astype(np.uint8)
+
+
+def named_overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """`overlay` with the name of each foreground class where the mask has it: uint8 (H, W, 3).
+
+    Args:
+        image: uint8 (H, W, 3).
+        mask: class indices, uint8 (H, W).
+        classes: names, background first.
+    """
+    picture = Image.fromarray(overlay(image, mask))
+    size = max(10, min(picture.size) // 20)
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    draw = ImageDraw.Draw(picture)
+    for value in np.unique(mask):
+        if 0 < value < len(classes):
+            y, x = _middle(mask == value)
+            left, top, right, bottom = draw.textbbox((0, 0), classes[value], font, anchor="mm", stroke_width=1)
+            # The whole name is to be seen, if it fits.
+            x = min(max(x, -int(left)), max(picture.width - int(right), -int(left)))
+            y = min(max(y, -int(top)), max(picture.height - int(bottom), -int(top)))
+            draw.text((x, y), classes[value], "white", font, anchor="mm", stroke_width=1, stroke_fill="black")
+    return np.array(picture)
 
 
 def _middle(region: np.ndarray) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ssdd.data.class_names import VOC_CLASSES
 from ssdd.storage.artifacts import write_text
@@ -58,7 +59,7 @@ def table_lines(scores: Scores) -> list[str]:
     """IoU of each class, mean IoUs, and what the difference offers, as lines for the terminal."""
     if not scores.mean:
         return ["no true masks with a foreground class: nothing to score"]
-    other = ("train.", f"{GATED}.", *(f"{stage}." for stage in _STAGES))
+    other = ("train.", f"{GATED}.", *(f"{stage}." for stage in STAGES))
     tested = {name: iou for name, iou in scores.per_class.items() if not name.startswith(other)}
     return [*per_class_lines(tested), *mean_lines(scores), *difference_lines(scores.difference)]
 
@@ -73,7 +74,7 @@ def mean_lines(scores: Scores) -> list[str]:
     return lines
 
 
-_STAGES = {"train": "seeds", "dynamic1": "module 1", "dynamic2": "module 2"}
+STAGES = {"train": "seeds", "dynamic1": "module 1", "dynamic2": "module 2"}
 _DIFFERENCE = {
     "differing": ("pixels that differ (%)", ".1f"),
     "advice_true": ("advice is true there (%), |S^A,T|", ".0f"),
@@ -87,18 +88,34 @@ _DIFFERENCE = {
 }
 
 
+class DifferenceRow(NamedTuple):
+    """A figure of the difference of two masks in each stage where it was measured; None where it cannot be said."""
+
+    title: str
+    form: str
+    values: list[float | None]
+
+
+def difference_table(difference: Mapping[str, float]) -> tuple[list[str], list[DifferenceRow]]:
+    """What the difference of two masks offers: names of the stages that were measured, and a row for each figure."""
+    stages = [stage for stage in STAGES if f"{stage}.differing" in difference]
+    rows = [
+        DifferenceRow(title, form, [difference.get(f"{stage}.{name}") for stage in stages])
+        for name, (title, form) in _DIFFERENCE.items()
+    ]
+    return [STAGES[stage] for stage in stages], [row for row in rows if any(v is not None for v in row.values)]
+
+
 def difference_lines(difference: Mapping[str, float]) -> list[str]:
-    """What the difference of two masks offers, a row a figure and a column a stage that was measured."""
-    stages = [stage for stage in _STAGES if f"{stage}.differing" in difference]
+    """`difference_table` for the terminal."""
+    stages, rows = difference_table(difference)
     if not stages:
         return []
     width = max(len(title) for title, _ in _DIFFERENCE.values())
-    lines = [f"{'where two masks differ':<{width + 2}}" + "".join(f"  {_STAGES[stage]:>9}" for stage in stages)]
-    for name, (title, form) in _DIFFERENCE.items():
-        values = [difference.get(f"{stage}.{name}") for stage in stages]
-        if any(value is not None for value in values):
-            cells = "".join(f"  {'-' if value is None else format(value, form):>9}" for value in values)
-            lines.append(f"  {title:<{width}}{cells}")
+    lines = [f"{'where two masks differ':<{width + 2}}" + "".join(f"  {stage:>9}" for stage in stages)]
+    for title, form, values in rows:
+        cells = "".join(f"  {'-' if value is None else format(value, form):>9}" for value in values)
+        lines.append(f"  {title:<{width}}{cells}")
     return lines
 
 
@@ -117,14 +134,23 @@ def per_class_lines(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]
         return []
     classes = list(next(iter(rows.values())))
     table = {name: [row[c] for c in classes] for name, row in rows.items()}
-    if tuple(classes[1:]) == VOC_CLASSES:
-        table |= {f"{name} (all of VOC: not comparable with a subset)": list(v) for name, v in TABLE_1.items()}
+    table |= {f"{name} ({NOT_COMPARABLE})": values for name, values in papers_rows(classes).items()}
     width = max(map(len, table))
     header = " ".join(f"{c[:5]:>5}" for c in [*classes, "mean"])
     return [
         f"{'IoU (%)':<{width}} {header}",
         *(f"{name:<{width}} {' '.join(map(_cell, [*values, mean_known(values)]))}" for name, values in table.items()),
     ]
+
+
+NOT_COMPARABLE = "all of VOC: not comparable with a subset"
+
+
+def papers_rows(classes: Sequence[str]) -> dict[str, list[float | None]]:
+    """IoU (%) of VOC's classes in the paper's Table 1, by the name of the row; empty for other classes."""
+    if tuple(classes[1:]) != VOC_CLASSES:
+        return {}
+    return {name: list(values) for name, values in TABLE_1.items()}
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
@@ -135,9 +161,6 @@ def mean_known(values: Iterable[float | None]) -> float | None:
 
 def _cell(value: float | None) -> str:
     return f"{'-' if value is None else format(value, '.1f'):>5}"
-
-
-METRICS = "metrics.json"
 
 
 def write_scores(path: AnyPath, scores: Scores) -> None:

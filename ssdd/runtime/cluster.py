@@ -54,8 +54,16 @@ def remaining(plan: Plan) -> Plan:
     return replace(plan, workers=min(plan.workers, room))
 
 
-def connect(config: Config) -> Plan:
-    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use."""
+def connect(config: Config, trains: bool = True) -> Plan:
+    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use.
+
+    Args:
+        config: the size of a local Ray, workers, GPUs.
+        trains: whether there are to be no more workers than the smallest batch of its trainings has images.
+
+    Raises:
+        ResourceError: the cluster cannot give what the configuration asks for.
+    """
     environment.set_defaults()
     options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
     if not ray.is_initialized():
@@ -78,6 +86,8 @@ def connect(config: Config) -> Plan:
     _wait_until_free(resources.get("CPU", 0))
     cpus, gpus, count = resources.get("CPU", 0), resources.get("GPU", 0), max(1, len(nodes()))
     plan = make_plan(cpus, gpus, count, config.workers, config.gpus)
+    if not trains:
+        return plan
     trainings = (config.seeds.classifier, config.seeds.affinity, config.static.train, config.dynamic.train)
     smallest = min(train.batch_size for train in trainings)
     if plan.workers > smallest and config.workers is not None:

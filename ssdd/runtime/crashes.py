@@ -30,8 +30,8 @@ class CrashError(RuntimeError):
     def __str__(self) -> str:
         return (
             f"{MOST_DEATHS} processes died while they worked on {', '.join(self.images)}: either the memory does not "
-            "suffice (shrink the images, lower --max-pixels or --inference-batch, or run fewer processes at once with "
-            "--num-cpus), or a library crashes on them (take them out of the list)"
+            "suffice (shrink the images, lower --max-pixels or the batch of inference, or run fewer processes at once "
+            "with --num-cpus), or a library crashes on them (leave them out)"
         )
 
 

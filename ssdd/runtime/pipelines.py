@@ -1,9 +1,10 @@
-"""Ray Data pipelines over stage tables: rows through a network's actors, then through the CRF's actors.
+"""Ray Data pipelines over stage tables or files: rows through a network's actors, then through the CRF's actors.
 
 Imports torch only where a task needs it, so that CRF actors start quickly.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,20 @@ class Parts(Datasource):
         return [ReadTask(partial(self._read, item), unknown) for item in self._items]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a pipeline's rows come from; they have a column `image_id`."""
+
+    items: list[Any]
+    """What one task reads at a time."""
+    read: Callable[[Any], list[pa.Table]]
+    """Gives the rows of an item."""
+    ids: Callable[[Any], Sequence[str]]
+    """Gives the ids of an item's images."""
+    rows: int
+    """In all items together."""
+
+
 def infer(
     joined: list[Table],
     columns: list[str],
@@ -48,11 +63,30 @@ def infer(
     batch: int,
     plan: Plan,
 ) -> Iterator[Row]:
-    """Rows of tables through a network, then through the CRF pool, in the order in which they finish.
+    """Rows of tables through a network, then through the CRF pool, see `run`.
 
     Args:
         joined: tables with the same parts.
         columns: to read; `image_id` comes by itself.
+        network, crf, batch, plan: as of `run`.
+    """
+    light = [Table(t.path, ()) for t in joined]
+    source = Source(
+        items=list(range(len(joined[0].parts))),
+        read=partial(read_rows, light, columns),
+        ids=partial(_ids, light[0]),
+        rows=joined[0].rows,
+    )
+    return run(source, network, crf, batch, plan)
+
+
+def run(
+    source: Source, network: Callable[[], Stage] | None, crf: Stage | None, batch: int, plan: Plan
+) -> Iterator[Row]:
+    """Rows through a network, then through the CRF pool, in the order in which they finish.
+
+    Args:
+        source: of the rows.
         network: called once in each network actor (on a GPU where the plan has them); gives the function for rows.
             None for none.
         crf: applied to rows in a pool of CPU actors; None for none. Should import no torch.
@@ -62,16 +96,17 @@ def infer(
     Raises:
         CrashError: processes die again and again on the same images.
     """
-    light, work = [Table(t.path, ()) for t in joined], new_work()
-    parts = list(range(len(joined[0].parts)))
+    work = new_work()
     off_gpus = cluster.off_gpus()
     stream = ray.data.read_datasource(
-        Parts(parts, partial(_read_noted, f"{work}-read", light, columns)),
-        override_num_blocks=len(parts),
+        Parts(list(enumerate(source.items)), partial(_read_noted, f"{work}-read", source.read, source.ids)),
+        override_num_blocks=len(source.items),
         num_cpus=plan.unit,
         concurrency=plan.data_tasks,
         **off_gpus,
     )
+    # So that each CRF actor gets some of a few photographs.
+    batch = max(1, min(batch, source.rows // plan.crf_actors))
     # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
     stream.context.target_max_block_size = 2**18
     stream.context.raise_original_map_exception = True  # a CrashError, not Ray's report of it
@@ -79,7 +114,7 @@ def infer(
         stream = stream.map_batches(
             _NetworkActor,
             fn_constructor_kwargs={"work": f"{work}-network", "make": network, "threads": plan.threads},
-            compute=ActorPoolStrategy(size=min(plan.workers, len(parts))),
+            compute=ActorPoolStrategy(size=min(plan.workers, len(source.items))),
             batch_size=batch,
             batch_format="pyarrow",
             num_cpus=plan.unit,
@@ -90,7 +125,7 @@ def infer(
         stream = stream.map_batches(
             _CRFActor,
             fn_constructor_kwargs={"work": f"{work}-crf", "stage": crf},
-            compute=ActorPoolStrategy(size=min(plan.crf_actors, joined[0].rows)),
+            compute=ActorPoolStrategy(size=min(plan.crf_actors, source.rows)),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=plan.unit,
@@ -105,9 +140,19 @@ def read_rows(joined: list[Table], columns: list[str], part: int) -> list[pa.Tab
     return [pa.Table.from_pylist(tables.read_joined(joined, part, columns))]
 
 
-def _read_noted(work: str, joined: list[Table], columns: list[str], part: int) -> list[pa.Table]:
-    with noted(work, str(part), lambda: [row["image_id"] for row in tables.read_joined(joined[:1], part, [])]):
-        return read_rows(joined, columns, part)
+def _ids(table: Table, part: int) -> list[str]:
+    return [row["image_id"] for row in tables.read_joined([table], part, [])]
+
+
+def _read_noted(
+    work: str,
+    read: Callable[[Any], list[pa.Table]],
+    ids: Callable[[Any], Sequence[str]],
+    numbered: tuple[int, Any],
+) -> list[pa.Table]:
+    number, item = numbered
+    with noted(work, str(number), lambda: ids(item)):
+        return read(item)
 
 
 class _NetworkActor:

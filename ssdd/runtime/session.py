@@ -1,9 +1,13 @@
 """What a job works with: its configuration, its workspace, the cluster's plan, progress and tracking."""
 
 import copy
+import json
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from ssdd.runtime.environment import in_job
 from ssdd.runtime.plan import Plan
 from ssdd.runtime.progress import Console, Mailbox
 from ssdd.runtime.tracking import Tracker
-from ssdd.storage.artifacts import Artifact, Store, is_whole
+from ssdd.storage.artifacts import ABOUT, Artifact, Store, is_whole
 from ssdd.storage.paths import AnyPath, RemotePath, make_writable, relative
 from ssdd.storage.tables import Row, Table, open_table, write_table
 
@@ -24,11 +28,25 @@ class StoppedError(RuntimeError):
     """Another part of the job failed, so that this one starts no further stage."""
 
 
+@dataclass(frozen=True)
+class Used:
+    """An artifact that a job made or reused."""
+
+    artifact: Artifact
+    part: str
+    """Of the job that it belongs to, see `Session.child`; empty for the whole job."""
+    ran: bool
+    """Whether this job made it."""
+
+
 class Session(AbstractContextManager):
     """Connected to Ray and MLflow. Stages are functions of a session; what they make goes through its store."""
 
     def __init__(self, config: Config, job: str):
-        self.config = config
+        self.config, self.job = config, job
+        self.command = tuple(sys.argv)
+        self.used: dict[str, Used] = {}  # by the names of their folders; shared with the children
+        self.pictures: list[AnyPath] = []  # that this job drew; shared with the children
         self.stop: threading.Event | None = threading.Event()  # shared with the children; None: nobody stops it
         self.in_trial = False  # of a sweep
         self.part = ""  # ends the names of pictures, see `child`
@@ -88,8 +106,14 @@ class Session(AbstractContextManager):
         """Whether `build` would find the artifact."""
         return is_whole(self.store.identify(name, recipe))
 
-    def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], None]) -> Artifact:
-        """`Store.build`, with a line on the terminal that says whether anything ran."""
+    def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], dict[str, Any] | None]) -> Artifact:
+        """`Store.build`, with a line on the terminal that says whether anything ran.
+
+        Args:
+            name: of the artifact.
+            recipe: what it follows from.
+            make: fills the folder. What it returns stands in `about.json`, with the `seconds` that it took.
+        """
         ran = False
 
         def announced(folder: AnyPath) -> None:
@@ -98,9 +122,13 @@ class Session(AbstractContextManager):
                 raise StoppedError(f"[{name}] not started")
             ran = True
             self.console.line(f"[{name}] starts")
-            make(folder)
+            begun = time.monotonic()
+            told = make(folder) or {}
+            (folder / ABOUT).write_text(json.dumps({"seconds": time.monotonic() - begun} | told))
 
         artifact = self.store.build(name, recipe, announced)
+        if ran or artifact.path.name not in self.used:
+            self.used[artifact.path.name] = Used(artifact, self.console.label.removesuffix(": "), ran)
         self.console.line(f"[{name}] {'done' if ran else 'unchanged'}: {relative(artifact.path, self.workspace)}")
         return artifact
 

@@ -4,6 +4,7 @@ Used by the driver, and in a sweep by the process of each trial. A server that g
 not end it: what it does not take is kept in the workspace, in order, and sent when it answers again.
 """
 
+import contextlib
 import copy
 import json
 import logging
@@ -179,6 +180,17 @@ class Tracker:
             figure.savefig(path)
             self._do("file", str(path))
 
+    def model(self, folder: Path, network: str, scores: dict[str, float], register: str | None = None) -> None:
+        """The model of this run. It is uploaded once: a later run with the same network refers to it.
+
+        Args:
+            folder: as MLflow saves a model.
+            network: tells it from other networks of the experiment.
+            scores: metrics of the model.
+            register: also make it the newest version of the registered model of this name.
+        """
+        self._do("model", str(folder), network, scores, register, int(time.time() * 1000))
+
     def close(self, failed: bool) -> None:
         self.tried = -RETRY_AFTER
         self._do("close", "FAILED" if failed else "FINISHED")
@@ -199,6 +211,9 @@ class Tracker:
                     if getattr(error, "error_code", None) in _REFUSALS:
                         raise
                     reason = _reason(error)
+                    if _is_refusal(error):
+                        _log.warning(f"MLflow refuses a call, which is dropped ({reason}): {call}")
+                        return
                     _log.warning(f"MLflow does not answer ({reason}); what it misses is kept in {self.outbox.folder}")
                     self.tried = time.monotonic()
             self.outbox.keep(call, args, self._where())
@@ -218,7 +233,9 @@ class Tracker:
             try:
                 self.send(call, *args)
             except (MlflowException, OSError) as error:
-                if getattr(error, "error_code", None) in (*_REFUSALS, *_GONE) or isinstance(error, FileNotFoundError):
+                if getattr(error, "error_code", None) in (*_REFUSALS, *_GONE) or (
+                    isinstance(error, FileNotFoundError) or _is_refusal(error)
+                ):
                     _log.warning(f"MLflow refuses a call that was kept, which is dropped ({_reason(error)}): {call}")
                     continue
                 self.outbox.rewrite(self._where(), calls[k:])
@@ -245,6 +262,8 @@ class Tracker:
                 client.set_tag(self.run_id, name, value)
             case "file", (path,):
                 client.log_artifact(self.run_id, path)
+            case "model", (folder, network, scores, register, now):
+                self._send_model(folder, network, scores, register, now)
             case "delete", ():
                 client.delete_run(self.run_id)
             case "close", (status,):
@@ -253,6 +272,56 @@ class Tracker:
                 parts = f"tags.`mlflow.parentRunId` = '{self.run_id}' and attributes.status = 'RUNNING'"
                 for run in client.search_runs([self.experiment_id], parts):
                     client.set_terminated(run.info.run_id, "KILLED")
+
+    def _send_model(self, folder: str, network: str, scores: dict[str, float], register: str | None, now: int) -> None:
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
+
+        client, run_id = self.client, self.run_id
+        try:
+            same = client.search_logged_models([self.experiment_id], f"tags.network = '{network}'")
+        except MlflowException as error:
+            if error.error_code != "ENDPOINT_NOT_FOUND":
+                raise
+            _log.warning(f"MLflow's server {_without_password(self.uri)} is older than 3.0 and takes no models")
+            return
+        ready = [model for model in same if str(model.status) == "READY"]
+        model = ready[0] if ready else self._upload_model(folder, network, scores, now)
+        outputs = client.get_run(run_id).outputs
+        if outputs is None or all(output.model_id != model.model_id for output in outputs.model_outputs):
+            client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        if register is None:
+            return
+        try:
+            client.create_registered_model(register)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        if all(v.source != model.artifact_location for v in client.search_model_versions(f"name = '{register}'")):
+            # Not `models:/ID`, which MLflow looks up in the process's global store.
+            client.create_model_version(register, model.artifact_location, run_id, model_id=model.model_id)
+
+    def _upload_model(self, folder: str, network: str, scores: dict[str, float], now: int) -> Any:
+        """A new model of the experiment, which is there when it is whole."""
+        from mlflow.entities import Metric
+
+        client, run_id = self.client, self.run_id
+        model = client.create_logged_model(self.experiment_id, "segmentation", run_id, tags={"network": network})
+        try:
+            client.log_model_artifacts(model.model_id, folder)
+            metrics = [Metric(k, value, now, 0, model_id=model.model_id, run_id=run_id) for k, value in scores.items()]
+            client.log_batch(run_id, metrics)
+            return client.finalize_logged_model(model.model_id, "READY")
+        except Exception:  # it is tried again later, or not at all
+            with contextlib.suppress(Exception):
+                client.delete_logged_model(model.model_id)
+            raise
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server or a proxy says by HTTP that it does not take what was sent, because it is too large, say."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _reason(error: Exception) -> str:
@@ -342,6 +411,8 @@ class _Outbox:
             self._write([where])
         if call == "file":  # it may be gone when it is sent
             args = (shutil.copy(args[0], self.folder),)
+        elif call == "model":
+            args = (shutil.copytree(args[0], str(self.folder / f"model-{uuid.uuid4().hex[:8]}")), *args[1:])
         with self._lines.open("a") as lines:
             lines.write(json.dumps([call, args]) + "\n")
 

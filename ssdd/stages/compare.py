@@ -11,10 +11,12 @@ import ray
 
 from ssdd.config import ConfigError
 from ssdd.nets import checkpoints
+from ssdd.reports import page
+from ssdd.reports.page import Cell, Number, Table
 from ssdd.reports.scores import GATED, Scores, mean_known, per_class_lines, table_lines
 from ssdd.runtime.plan import lanes
 from ssdd.runtime.session import Session, StoppedError
-from ssdd.stages import dynamic, evaluate, images, knowledge, seeds, static, training_images
+from ssdd.stages import dynamic, evaluate, images, knowledge, log_model, report, seeds, static, training_images
 from ssdd.stages.images import Images
 from ssdd.stages.seeds import Seeds
 from ssdd.storage.artifacts import Artifact, write_text
@@ -57,7 +59,8 @@ class Gain:
 def run(session: Session) -> Comparison:
     """Train and score every row with every seed, side by side where the cluster has room.
 
-    PSA's seeds are made once. Writes `compare.json`: for each score its mean, standard deviation and the values.
+    PSA's seeds are made once. Writes `compare.json`: for each score its mean, standard deviation and the values; and
+    `report-compare.html`.
     """
     config = session.config
     if config.rounds > 1 or config.static.weights or config.dynamic.weights:
@@ -83,6 +86,9 @@ def run(session: Session) -> Comparison:
     write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
     session.tracker.metrics(average(result.scores).flat())
     session.tracker.metrics({f"gain.{name}": statistics.fmean(gain.values) for name, gain in gains(result).items()})
+    report.write_page(session, tables(result), "compare")
+    if "dynamic" in config.compare.rows:
+        log_model.run(session, result.scores[0])  # of the first seed, whose networks the workspace remembers
     return result
 
 
@@ -169,6 +175,22 @@ def summary(result: Comparison) -> dict[str, Any]:
         "difference": mean.difference,
         "foreground": mean.foreground,
     }
+
+
+def tables(result: Comparison) -> list[Table]:
+    """`summary` as tables: mean, spread and each seed, SSDD's gains, and the means of what else there is."""
+    record = summary(result)
+    columns = ("mean", "standard deviation", *(f"seed {seed}" for seed in result.random_seeds))
+
+    def cells(spread: dict[str, Any], form: str) -> list[Cell]:
+        return [Number(value, form) for value in (spread["mean"], spread["std"], *spread["values"])]
+
+    scores = {name: cells(spread, ".1f") for name, spread in record["scores"].items()}
+    won = {f"{name} over {gain['over']}": cells(gain, "+.1f") for name, gain in record["gain"].items()}
+    out = [Table(f"Mean IoU (%) over {len(result.scores)} random seeds", columns, scores)] if scores else []
+    if won:
+        out.append(Table("SSDD minus the baseline that is strongest in the same score", columns, won))
+    return out + [replace(table, title=f"{table.title}: means") for table in page.score_tables(average(result.scores))]
 
 
 def lines(result: Comparison) -> list[str]:

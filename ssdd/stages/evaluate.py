@@ -26,7 +26,7 @@ from ssdd.stages.images import Images
 from ssdd.stages.seeds import Seeds
 from ssdd.stages.static import Refined
 from ssdd.storage import maps
-from ssdd.storage.artifacts import whole
+from ssdd.storage.artifacts import Artifact, whole
 from ssdd.storage.paths import AnyPath, relative
 from ssdd.storage.tables import Row, Table, read_joined
 
@@ -113,12 +113,12 @@ def score_refined(session: Session, refined: Refined) -> Scores:
     scored = score("train", tables, columns, classes, report)
     scores = scored.scores
     if scores.mean:
-        _save(session, lambda: figures.reliability(*report.calibration()), "reliability")
+        _save(session, lambda: figures.reliability(*report.calibration()), "reliability", refined.artifact)
     session.tracker.metrics(scores.flat())
     chosen = _spread(tables, scored, lambda iou: iou["refined"] - max(iou["knowledge"], iou["advice"]), session)
     show_data = session.config.evaluate.show_data
     if chosen:
-        _save(session, lambda: figures.refinement(chosen, classes, show_data), "refinement")
+        _save(session, lambda: figures.refinement(chosen, classes, show_data), "refinement", refined.artifact)
     return scores
 
 
@@ -183,7 +183,7 @@ def score_models(
     )
     columns = [column for name in models for column in (name, *(f"{name}_{ending}" for ending in crfs))]
     schema = pa.schema([("image_id", pa.string()), *((column, pa.binary()) for column in columns)])
-    table, _ = session.build_table("predictions", recipe, test.table.parts, schema, infer)
+    table, artifact = session.build_table("predictions", recipe, test.table.parts, schema, infer)
     if submission:
         write_submission(table, "dynamic_crf", submission)
         session.console.line(f"submission {submission}")
@@ -198,7 +198,7 @@ def score_models(
     chosen = _spread([test.table, table], scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
     if chosen:
         show_data = config.evaluate.show_data
-        _save(session, lambda: figures.predictions(chosen, classes, show_data), f"predictions-{name}")
+        _save(session, lambda: figures.predictions(chosen, classes, show_data), f"predictions-{name}", artifact)
     return scored.scores
 
 
@@ -235,12 +235,14 @@ def _spread(
     return [found[i] for i in chosen]
 
 
-def _save(session: Session, draw: Callable[[], Any], name: str) -> None:
+def _save(session: Session, draw: Callable[[], Any], name: str, source: Artifact) -> None:
+    """Write a picture of an artifact, whose name stands in the file."""
     name += session.part
     path = session.workspace / "figures" / f"{name}.png"
     with _DRAWING:
         figure = draw()
         with whole(path) as aside:
-            figure.savefig(aside, dpi=110, bbox_inches="tight")
+            figure.savefig(aside, dpi=110, bbox_inches="tight", metadata={"Source": source.path.name})
         session.tracker.figure(figure, name)
+    session.pictures.append(path)
     session.console.line(f"picture {relative(path, session.workspace)}")

@@ -1,15 +1,19 @@
-"""Knowledge and advice of the training list: PSA's seeds, or two folders of masks that another method made."""
+"""Knowledge and advice of the training list: PSA's seeds, or two folders of masks or class maps of another method."""
 
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from ssdd.data import records, voc
-from ssdd.data.records import ReadOptions
+from ssdd.data import class_maps, codec, records, voc
+from ssdd.data.class_maps import ClassMaps
+from ssdd.data.records import OtherMask, ReadOptions
 from ssdd.runtime.session import Session, resolve
-from ssdd.stages import images, seeds
+from ssdd.stages import crf_rows, images, seeds
 from ssdd.stages.images import Images
 from ssdd.stages.seeds import Seeds
+from ssdd.storage import maps
 from ssdd.storage.paths import AnyPath, threaded
 from ssdd.storage.tables import Row
 
@@ -33,26 +37,63 @@ def run(session: Session) -> Seeds:
 
 
 def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds:
-    """Masks ID.png out of two folders, as `Seeds` whose networks start from ImageNet's backbone.
+    """Masks ID.png or class maps ID.npy of two folders, as `Seeds` whose networks start from ImageNet's backbone.
 
     Raises:
-        problems.DataError: lists every mask that is missing, unreadable, of another size than its image, or has a value
-            that is no class, and folders whose values mean other classes.
+        problems.DataError: lists every file that is missing or unreadable, or does not fit its image or the classes,
+            see `records.find_masks`.
     """
     folder = images.open_data(session)
     ids = [image_id for part in train.table.parts for image_id in part]
     parts = range(len(train.table.parts))
     presence = [row["presence"] for part in parts for row in train.table.read(part, ["presence"])]
-    options = ReadOptions.of(session.config)
-    paths, warnings = records.find_masks(folder, ids, *folders.values(), presence=presence, options=options)
+    options, background = ReadOptions.of(session.config), session.config.maps_background
+    found, warnings = records.find_masks(folder, ids, *folders.values(), presence=presence, options=options)
     for warning in warnings:
         session.console.line(f"warning: {warning}")
-    files = dict(zip(folders, paths, strict=True))
-    recipe = {"images": train.artifact} | {name: voc.stats(paths) for name, paths in files.items()}
+    files = dict(zip(folders, found, strict=True))
+    recipe: dict[str, Any] = {"images": train.artifact}
+    recipe |= {name: voc.stats([mask.path for mask in masks]) for name, masks in files.items()}
+    score = f"(1 - the highest map)^{background:g}" if background >= 1 else f"{background:g}"
+    for name, masks in files.items():
+        scored = sum(mask.maps == "classes" for mask in masks)
+        if scored:
+            recipe["background"] = background
+            session.console.line(f"{name}: {scored} class maps, the background's score is {score}")
+        if any(mask.maps == "all" for mask in masks):
+            session.console.line(f"{name}: {len(masks) - scored} class maps with a map of the background")
 
     def row(i: int) -> Row:
-        return {"image_id": ids[i]} | {name: paths[i].read_bytes() for name, paths in files.items()}
+        return {"image_id": ids[i]} | {name: _encoded(masks[i], background) for name, masks in files.items()}
 
     rows = partial(threaded, row, range(len(ids)), folders["knowledge"])
     table, artifact = session.build_table("masks", recipe, train.table.parts, SCHEMA, rows)
     return Seeds(train, table, artifact, None)
+
+
+def _encoded(mask: OtherMask, background: float) -> bytes:
+    """The mask as a PNG."""
+    if not mask.maps:
+        return mask.path.read_bytes()
+    width, height = mask.size
+    return codec.encode_mask(mask_of(class_maps.read(mask.path), background, (height, width)))
+
+
+def mask_of(scores: ClassMaps, background: float, size: tuple[int, int]) -> np.ndarray:
+    """The class with the highest score at each pixel, uint8 (*size).
+
+    Args:
+        scores: of the classes; other shapes than `size` are resized.
+        background: its score where it has no map, see `Config.maps_background`.
+        size: height and width.
+    """
+    if not scores.classes:
+        return np.zeros(size, np.uint8)
+    values = scores.values if scores.values.shape[1:] == size else maps.resize(scores.values, size)
+    if scores.has_background:
+        return np.array(scores.classes, np.uint8)[values.argmax(0)]
+    if background < 1:
+        values = np.concatenate([np.full((1, *size), background, np.float32), values])
+    else:
+        values = crf_rows.with_background(values, background)
+    return np.array([0, *scores.classes], np.uint8)[values.argmax(0)]

@@ -4,16 +4,26 @@ from ssdd.config import ConfigError
 from ssdd.fields import from_dict
 from ssdd.nets import checkpoints
 from ssdd.nets.checkpoints import Trained
-from ssdd.reports.scores import METRICS, Scores, read_scores, write_scores
+from ssdd.reports.scores import Scores, read_scores
 from ssdd.runtime.session import Session, resolve
-from ssdd.stages import dynamic, evaluate, images, knowledge, static, training_images, weight_import
+from ssdd.stages import (
+    dynamic,
+    evaluate,
+    images,
+    knowledge,
+    log_model,
+    report,
+    static,
+    training_images,
+    weight_import,
+)
 from ssdd.stages.dynamic import Models
 from ssdd.stages.seeds import Seeds
 from ssdd.storage.paths import AnyPath
 
 
 def run(session: Session) -> Scores:
-    """Everything: trains what is missing, then scores it; writes `metrics.json` and the pictures."""
+    """Everything: trains what is missing, then scores it; writes `metrics.json`, the pictures and `report.html`."""
     test = evaluate.open_split(session)  # first, so that what is wrong with it shows before anything is trained
     weight_import.convert_all(session)
     made = knowledge.run(session)
@@ -24,8 +34,9 @@ def run(session: Session) -> Scores:
     if test is not None:
         folders = {name: model.path for name, model in trained.items()}
         scores |= evaluate.score_models(session, test, folders, session.config.network, classes, split)
-    write_scores(session.workspace / METRICS, scores)
     checkpoints.remember(session.workspace, images.located(session.config), classes, trained)
+    report.write(session, scores)
+    log_model.run(session, scores)
     return scores
 
 
@@ -51,7 +62,8 @@ def rescore(session: Session, submission: AnyPath | None = None, train: bool = F
     """Score the workspace's models on the configured data and split.
 
     Scores of the training's own data and split replace those in `metrics.json`; others are written to
-    `metrics-FOLDER-SPLIT.json`, and their picture to `predictions-FOLDER-SPLIT.png`.
+    `metrics-FOLDER-SPLIT.json`, their report to `report-FOLDER-SPLIT.html`, and their picture to
+    `predictions-FOLDER-SPLIT.png`.
 
     Args:
         session: cluster, workspace, tracking.
@@ -86,10 +98,10 @@ def rescore(session: Session, submission: AnyPath | None = None, train: bool = F
     name = split if same_list else f"{images.open_data(session).root.name}-{split}"
     scores = evaluate.score_models(session, test, models, network, classes, name, submission)
     if same_list:
-        path = session.workspace / METRICS
-        write_scores(path, (read_scores(path) if path.exists() else Scores({}, {})) | scores)
+        path = report.metrics_path(session)
+        report.write(session, (read_scores(path) if path.exists() else Scores({}, {})) | scores)
     else:
-        write_scores(session.workspace / f"metrics-{name}.json", scores)
+        report.write(session, scores, name)
     return scores
 
 

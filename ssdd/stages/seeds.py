@@ -11,7 +11,7 @@ from ssdd import affinity
 from ssdd.config import ConfigError, NetworkConfig, SeedsConfig
 from ssdd.data import codec, transforms
 from ssdd.nets import checkpoints
-from ssdd.nets.inference import multi_scale
+from ssdd.nets.inference import multi_scale, squares_of
 from ssdd.nets.networks import AffinityNet, Classifier, seed_size
 from ssdd.objectives.affinity import AffinityTask
 from ssdd.objectives.classifier import ClassifierTask
@@ -143,7 +143,7 @@ class CamStage:
         sides = [round(size * scale) for scale in self.seeds.cam_scales]
         decoded = [codec.read_image(row["image"]) for row in rows]
         with torch.inference_mode():
-            cam = multi_scale(self.net.cam, decoded, sides, mirror=True, size=seed_size(size))  # type: ignore[operator]
+            cam = multi_scale(self.net.cam, squares_of(decoded), sides, mirror=True, size=seed_size(size))  # type: ignore[operator]
         for row, maps_of_image in zip(rows, cam.cpu(), strict=True):
             present = maps_of_image[[c - 1 for c in row["presence"]]]
             row["cam"] = maps.pack((present / present.amax((1, 2), keepdim=True).clamp(min=1e-5)).numpy())

@@ -11,10 +11,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ssdd.storage import paths
 from ssdd.storage.paths import AnyPath, RemotePath
 
 RECIPE = "recipe.json"
+ABOUT = "about.json"
+"""What is told of how an artifact was made and changes nothing: `seconds`, and of a training its `history`."""
 LOCKS = "locks"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 6  # raise it whenever the same recipe would now give something else
@@ -74,6 +77,22 @@ class Store:
         key = hashlib.sha256(f"{FORMAT} {name}\n{_canonical(recipe)}".encode()).hexdigest()[:12]
         return Artifact(name, key, self.root / f"{name}-{key}")
 
+    def lineage(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
+        """Artifacts and all that they follow from, as far as it is there; each stands after what it follows from."""
+        seen: dict[str, Artifact] = {}
+
+        def add(artifact: Artifact) -> None:
+            if artifact.path.name in seen or not is_whole(artifact):
+                return
+            recipe = (artifact.path / RECIPE).read_text()
+            for name, key in re.findall(r'"([\w-]+)-([0-9a-f]{12})"', recipe):
+                add(Artifact(name, key, self.root / f"{name}-{key}"))
+            seen[artifact.path.name] = artifact
+
+        for artifact in artifacts:
+            add(artifact)
+        return list(seen.values())
+
     def _make(self, artifact: Artifact, recipe: str, make: Callable[[AnyPath], None]) -> None:
         folder = self.root / f".{artifact.path.name}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
@@ -99,6 +118,12 @@ class Store:
 def is_whole(artifact: Artifact) -> bool:
     """Whether it was made to its end."""
     return (artifact.path / RECIPE).is_file()
+
+
+def read_about(artifact: Artifact) -> dict[str, Any]:
+    """What was written of its making; empty where nothing was, as by earlier versions."""
+    path = artifact.path / ABOUT
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_text(path: AnyPath, text: str) -> None:

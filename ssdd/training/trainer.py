@@ -88,17 +88,25 @@ class _Training:
     joined: list[Table]
     validate: Validate | None
 
-    def fit(self, folder: AnyPath) -> None:
-        """Train to the end, through interruptions, and write the network into a folder."""
+    def fit(self, folder: AnyPath) -> dict[str, Any]:
+        """Train to the end, through interruptions, and write the network into a folder.
+
+        Returns:
+            `seconds`, with those of earlier jobs up to the checkpoint that this one goes on from, and the `history`.
+        """
         name, line, epochs_wanted = self.name, self.session.console.line, self.task.train.epochs
         restarts, epochs, done, plan = 0, 0, -1, self.session.plan
+        begun, earlier = time.monotonic(), None
         while True:
             try:
                 epochs, state = last_checkpoint(self.runs)
                 restarts, done = (restarts, done) if epochs == done else (0, epochs)
+                history = worker.read_history(state)
+                if earlier is None:
+                    earlier = history[-1]["seconds"] if history else 0
                 if state is not None and epochs >= epochs_wanted:
                     checkpoints.save(checkpoints.read(state / STATE)["net"], folder / MODEL)
-                    return
+                    return {"seconds": earlier + time.monotonic() - begun, "history": history}
                 if state is not None:
                     line(f"[{name}] goes on after epoch {epochs} of {epochs_wanted}")
                 self._attempt(plan, epochs, state)

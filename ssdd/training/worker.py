@@ -29,7 +29,7 @@ from ssdd.storage.tables import open_table
 from ssdd.training.ingest import Order
 
 STATE = "state.pt"
-META = "meta.json"  # of a checkpoint, whose last file it is
+META = "meta.json"  # of a checkpoint, whose last file it is: `epoch`, `bytes` of the state, `history`
 LOG_EVERY = 2.0  # seconds
 CHECK_EVERY = 20  # steps
 
@@ -80,6 +80,9 @@ class Loop:
 Validate = Callable[[nn.Module, int, int], np.ndarray]
 """Gives a worker's share of a network's confusion matrix, from its rank and the number of workers."""
 IOU = "iou"  # in percent
+History = list[dict[str, float]]
+"""What was logged of a training, in its order: `step`, `epoch` (a fraction), `seconds` since it began, and the losses,
+the learning rate or the mean IoU by their names in MLflow."""
 
 
 def train(loop: Loop) -> None:
@@ -134,22 +137,26 @@ def train(loop: Loop) -> None:
         if ended:
             epoch = step // loop.steps
             folder = loop.checkpoints / f"epoch-{epoch}"
-            _report(folder, epoch, net, optimizer, rank, log.validated(step, net, workers))
+            metrics = {"epoch": epoch, **log.validated(step, net, workers)}
+            checkpoint = _checkpoint(folder, epoch, net, optimizer, log.history) if rank == 0 else None
+            ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
-def _report(
-    folder: AnyPath, epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, rank: int, metrics: dict[str, float]
-) -> None:
-    """An epoch's end to Ray Train; the first worker writes a checkpoint into a new folder."""
-    checkpoint = None
-    if rank == 0:
-        folder.mkdir()  # in Ray's, so that a disk that is not shared is an error
-        # Where it stays: Ray's own upload does not say when it fails at its end.
-        size = checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
-        (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size}))
-        system = ray.train.get_context().get_storage().storage_filesystem
-        checkpoint = Checkpoint(cluster.storage(folder)["storage_path"], system)
-    ray.train.report({"epoch": epoch, **metrics}, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+def _checkpoint(
+    folder: AnyPath, epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, history: History
+) -> Checkpoint:
+    """What the first worker writes into a new folder at an epoch's end."""
+    folder.mkdir()  # in Ray's, so that a disk that is not shared is an error
+    # Where it stays: Ray's own upload does not say when it fails at its end.
+    size = checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
+    (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size, "history": history}))
+    system = ray.train.get_context().get_storage().storage_filesystem
+    return Checkpoint(cluster.storage(folder)["storage_path"], system)
+
+
+def read_history(checkpoint: AnyPath | None) -> History:
+    """Of a training up to a checkpoint; empty without one, or where an earlier version has written it."""
+    return [] if checkpoint is None else json.loads((checkpoint / META).read_text()).get("history", [])
 
 
 class _Checks:
@@ -204,10 +211,12 @@ def _expected_rows(loop: Loop, rank: int, workers: int) -> Iterator[list[int]]:
 
 
 class _Log:
-    """Means over the last seconds, sent to the driver by the first worker."""
+    """Means over the last seconds, sent to the driver by the first worker, which puts them into the history as well."""
 
     def __init__(self, loop: Loop, total: int, clock: Clock, rank: int):
         self.loop, self.total, self.clock, self.rank = loop, total, clock, rank
+        self.history = read_history(loop.resume) if rank == 0 else []
+        self.started = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0)
         self._reset()
 
     def _reset(self) -> None:
@@ -248,6 +257,9 @@ class _Log:
         return {f"{self.loop.name}.{IOU}": iou}
 
     def _send(self, step: int, metrics: dict[str, float]) -> None:
+        seconds = round(time.perf_counter() - self.started, 1)
+        kept = {name: float(f"{value:.6g}") for name, value in metrics.items() if not name.startswith("share.")}
+        self.history.append({"step": step, "epoch": step / self.loop.steps, "seconds": seconds, **kept})
         epoch = (step - 1) // self.loop.steps + 1
         self.loop.mailbox.send(
             Event(step=step, steps=self.total, epoch=epoch, epochs=self.loop.task.train.epochs, metrics=metrics)

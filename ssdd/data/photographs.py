@@ -1,0 +1,150 @@
+"""Photographs that are no data set: a file, a folder, a glob or an object store's prefix, and their outputs' names."""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pyarrow.fs import FileType
+
+from ssdd.data.codec import PHOTOGRAPH_SUFFIXES
+from ssdd.data.problems import DataError, permitted
+from ssdd.storage.paths import AnyPath, RemotePath, relative, to_path
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Files below a folder."""
+
+    root: AnyPath
+    names: list[str]
+    """Paths relative to `root`, with slashes, sorted."""
+    others: int = 0
+    """Files of the folder that have no photograph's suffix."""
+
+
+def find(text: str, output: AnyPath) -> Photographs:
+    """The photographs that a text names.
+
+    Args:
+        text: a file; a folder, whose photographs are taken with those of its subfolders; a glob (`**` for any number of
+            folders), the fixed part of which is the root; or s3://BUCKET/KEY, a file or a folder. In a folder the
+            suffix says what is a photograph, and what is hidden is left out.
+        output: a folder that is left out.
+
+    Raises:
+        problems.DataError: there is nothing, or a file's name is no text.
+        ValueError: a URL of another kind.
+    """
+    path = to_path(text)
+    root: AnyPath
+    with permitted(path):
+        if isinstance(path, RemotePath):
+            root, names, is_folder = _remote(path)
+        elif path.is_file():
+            root, names, is_folder = path.absolute().parent, [path.name], False
+        elif path.is_dir():
+            root, names, is_folder = path.absolute(), _below(path.absolute()), True
+        elif _GLOB.search(text):
+            root, names = _matching(text)
+            is_folder = False
+        else:
+            raise DataError(f"--input {text}: there is no such file or folder")
+    names = _without(names, root, output)
+    others = 0
+    if is_folder:
+        photographs = [name for name in names if PurePosixPath(name).suffix.lower() in PHOTOGRAPH_SUFFIXES]
+        names, others = photographs, len(names) - len(photographs)
+    if not names:
+        suffixes = ", ".join(PHOTOGRAPH_SUFFIXES)
+        raise DataError(f"--input {text}: no photograph ({suffixes}) is there; name a folder that has some")
+    for name in names:
+        if not _is_text(name):
+            raise DataError(f"--input {text}: the name {name!r} is not UTF-8; rename that file or folder")
+    return Photographs(root, sorted(names), others)
+
+
+def _without(names: list[str], root: AnyPath, folder: AnyPath) -> list[str]:
+    """The names below a root that do not lie in a folder."""
+    if isinstance(root, Path) and isinstance(folder, Path):
+        root, folder = root.resolve(), folder.resolve()
+    try:
+        prefix = relative(folder, root)
+    except ValueError:  # it is not below the root
+        return names
+    return [name for name in names if not f"{name}/".startswith(f"{prefix}/")]
+
+
+def _remote(path: RemotePath) -> tuple[RemotePath, list[str], bool]:
+    """The root, the names below it, and whether they are those of a folder."""
+    if _GLOB.search(path.key):
+        raise DataError(f"--input {path}: a glob cannot name objects of a store; give the folder")
+    if path.is_file():
+        return path.parent, [path.name], False
+    files = (info.path for info in path.entries(recursive=True) if info.type == FileType.File)
+    entries = (relative(RemotePath(path.scheme, file), path) for file in files)
+    return path, [name for name in entries if not _is_hidden(name)], True
+
+
+def _below(root: Path) -> list[str]:
+    """The files of a folder and its subfolders that are not hidden; links to folders are not followed."""
+    names = []
+    for folder, subfolders, files in os.walk(root, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if name[0] != "."]
+        prefix = Path(folder).relative_to(root)
+        names += [(prefix / name).as_posix() for name in files if name[0] != "."]
+    return names
+
+
+def _matching(text: str) -> tuple[Path, list[str]]:
+    """The fixed part of a glob, and the files that match the rest."""
+    parts = Path(text).expanduser().absolute().parts
+    fixed = next(k for k, part in enumerate(parts) if _GLOB.search(part))
+    root = Path(*parts[:fixed])
+    matching = glob.iglob(str(Path(*parts[fixed:])), root_dir=root, recursive=True)
+    return root, [Path(name).as_posix() for name in matching if (root / name).is_file()]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def output_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """For each photograph a name without suffix that is no other's: `a/b` for `a/b.jpg`, unless there is `a/b.png`.
+
+    Photographs whose names differ in the suffix alone keep it: `a/b.jpg` and `a/b.png`.
+
+    Args:
+        names: of files, all different.
+        taken: what the outputs of earlier photographs are called.
+    """
+    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    keeps = [False] * len(names)
+    while True:
+        results = [name if keep else stem for name, stem, keep in zip(names, short, keeps, strict=True)]
+        count = Counter(results)
+        clashing = [k for k, result in enumerate(results) if not keeps[k] and (count[result] > 1 or result in taken)]
+        if not clashing:
+            break
+        for k in clashing:
+            keeps[k] = True
+    if both := sorted(result for result in results if result in taken):
+        raise DataError(f"the outputs of {both[0]} would replace an earlier one's; name another --output")
+    return results

@@ -1,0 +1,108 @@
+"""A trained network as an MLflow model: encoded photographs in, masks as PNG bytes out.
+
+MLflow imports this module where it loads the model, from the copy of this package in the model's folder. It needs
+neither Ray nor the other programs of a training.
+"""
+
+import io
+import logging
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import ssdd
+from ssdd.data import codec, drawn_scenes
+from ssdd.nets import exported
+from ssdd.nets.exported import Description
+from ssdd.nets.networks import SegmentationNet
+from ssdd.segmenter import Segmenter
+
+NETWORK = "network.safetensors"
+REQUIREMENTS = (
+    *("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "pydensecrf2"),
+    *("numpy", "scipy", "pyarrow", "pillow", "matplotlib", "filelock"),
+)
+"""What loading and applying a network imports."""
+
+
+def save(segmenter: Segmenter, folder: Path, scores: dict[str, float]) -> None:
+    """Write the model's folder: weights, a copy of this package, requirements, signature and an example.
+
+    Args:
+        segmenter: of a workspace.
+        folder: new.
+        scores: by name, noted in the model's metadata.
+    """
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells what it checks
+    net = segmenter.net
+    assert isinstance(net, SegmentationNet), "a workspace's network"
+    photograph, _ = drawn_scenes.render(0, "val", 0, (160, 120))
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary, "data")
+        data.mkdir()
+        exported.write_safetensors(net, Description(segmenter.config, segmenter.classes), data / NETWORK)
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module=__name__,
+            data_path=str(data),
+            code_paths=[str(Path(ssdd.__file__).parent)],
+            signature=ModelSignature(
+                inputs=Schema([ColSpec("binary", "image")]),
+                outputs=Schema([ColSpec("binary", "mask")]),
+                params=ParamSchema([ParamSpec("crf", "boolean", False)]),
+            ),
+            input_example=pd.DataFrame({"image": [_png(photograph)]}),
+            pip_requirements=[_pinned(name) for name in REQUIREMENTS],
+            metadata={"classes": list(segmenter.classes), "scores": scores},
+        )
+
+
+def _pinned(name: str) -> str:
+    """A requirement of the version that runs here, where it is known."""
+    try:
+        return f"{name}=={metadata.version(name).partition('+')[0]}"
+    except metadata.PackageNotFoundError:  # installed under another name, by conda say
+        return name
+
+
+def _png(photograph: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(photograph).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _load_pyfunc(path: str) -> "_Masks":
+    """What MLflow calls with the folder of the data."""
+    return _Masks(ssdd.load(Path(path, NETWORK)))
+
+
+class _Masks:
+    """What `mlflow.pyfunc.load_model` applies."""
+
+    def __init__(self, segmenter: Segmenter):
+        self.segmenter = segmenter
+
+    def predict(self, table: Any, params: dict[str, Any] | None = None) -> Any:
+        """Masks, palette PNGs, of a table of photographs.
+
+        Args:
+            table: a pandas frame with the files' bytes in the column `image`.
+            params: `crf`: refine the masks by the CRF of the training's configuration.
+
+        Returns:
+            a pandas frame with the column `mask`.
+        """
+        import pandas as pd
+
+        apply_exif = self.segmenter.config.apply_exif
+        photographs = [codec.read_photograph(bytes(data), apply_exif) for data in table["image"]]
+        masks = self.segmenter.predict(photographs, crf=bool((params or {}).get("crf")))
+        return pd.DataFrame({"mask": [codec.encode_mask(mask) for mask in masks]})

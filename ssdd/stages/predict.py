@@ -1,0 +1,350 @@
+"""Masks of any photographs by a trained network, streamed through Ray Data; a run goes on where it was interrupted."""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from ssdd import segmenter
+from ssdd.config import Config, ConfigError, PredictConfig
+from ssdd.data import photographs
+from ssdd.data.class_names import normal_form
+from ssdd.data.labels import Labels
+from ssdd.data.problems import Problem, collecting, listing
+from ssdd.fields import to_dict
+from ssdd.nets.networks import SegmentationNet
+from ssdd.runtime import cluster, pipelines
+from ssdd.runtime.pipelines import Source
+from ssdd.runtime.progress import Console
+from ssdd.runtime.session import resolve
+from ssdd.stages import predict_rows
+from ssdd.stages.predict_rows import ASIDE, MASKS, Finish, Photograph
+from ssdd.storage import paths
+from ssdd.storage.artifacts import whole, write_text
+from ssdd.storage.paths import AnyPath, disk_beside, is_folder, make_writable, names_in, to_path
+from ssdd.storage.tables import DamagedTableError, Row
+
+RECORD = "prediction.json"
+TABLE = "predictions.parquet"
+SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("output", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("classes", pa.list_(pa.string())),
+        ("shares", pa.list_(pa.float64())),
+        ("probability", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+PART_ROWS = 1000
+"""A part of the table has at most so many rows."""
+READ_AT_ONCE = 64
+"""Photographs that one reading task gives, at most."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the driver needs of a network."""
+
+    identity: str
+    config: Config
+    classes: tuple[str, ...]
+    takes_batches: bool
+    """False for one that gives probabilities of the photograph's size, a lot of memory."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    predicted: int
+    failed: list[str]
+    """Of the photographs that could not be used, the first ones with the reason."""
+    failures: int
+    folder: AnyPath
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        lines = [f"{self.predicted} new masks in {self.folder / MASKS}; table {self.folder / TABLE}"]
+        if self.failures:
+            lines.append(f"{self.failures} photographs could not be used; the table's column `error` says why:")
+            lines += [f"  {text}" for text in self.failed]
+        return lines
+
+
+def run(config: PredictConfig) -> Summary:
+    """Write a mask for each photograph that has none yet, and a table of them all.
+
+    Raises:
+        ConfigError: there is no such model, or the output folder belongs to another one or to other options.
+        problems.DataError: no photographs, or photographs without a line in the labels.
+        CrashError: processes die again and again on the same photographs.
+    """
+    _validate(config)
+    config = replace(
+        config,
+        model=resolve(config.model, default="workspace", flag="--model"),
+        output=resolve(config.output, default="masks", flag="--output"),
+    )
+    network = segmenter.load(config.model, config.network, config.preset)
+    model = Model(network.identity, network.config, network.classes, isinstance(network.net, SegmentationNet))
+    del network  # the actors load it
+    if config.max_pixels is None:
+        config = replace(config, max_pixels=model.config.max_pixels)
+    try:
+        source = str(resolve(to_path(config.input), default="input", flag="--input"))
+    except ValueError as error:
+        raise ConfigError(f"--input: {error}") from error
+    listed = photographs.find(source, config.output)
+    absent = _absent(listed.names, config.labels, model.classes)
+    record = _record(config, model, str(listed.root))
+    _check_record(config.output, record)
+    make_writable(config.output)
+    with _alone(config.output):
+        write_text(config.output / RECORD, json.dumps(record, indent=1))
+        console, table = Console(), _Table(config.output / TABLE)
+        if listed.others:
+            console.line(f"{listed.others} files of {listed.root} have another suffix and are left out")
+        finished, taken = table.finished()
+        names = pa.array(listed.names)
+        left = pc.filter(names, pc.invert(pc.is_in(names, finished))).to_pylist()
+        if len(left) < len(names):
+            console.line(f"{len(names) - len(left)} of {len(names)} photographs are finished already")
+        # A finished photograph keeps its name without suffix from others, so that names do not depend on interruptions.
+        stems = {str(PurePosixPath(name).with_suffix("")) for name in finished.to_pylist()}
+        outputs = photographs.output_names(left, stems.union(taken.to_pylist()))
+        wanted = [Photograph(name, output, absent.get(name, ())) for name, output in zip(left, outputs, strict=True)]
+        if not wanted:
+            return Summary(0, [], 0, config.output)
+        return _predict(config, model, listed.root, wanted, table, console)
+
+
+def _validate(config: PredictConfig) -> None:
+    """Refuse values that cannot work. Raises ConfigError."""
+    if not 0 <= config.below <= 1:
+        raise ConfigError(f"--below {config.below}: must lie in 0..1")
+    for name in ("batch", "max_pixels", "num_cpus", "workers"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+
+
+def _predict(
+    config: PredictConfig,
+    model: Model,
+    root: AnyPath,
+    wanted: list[Photograph],
+    table: "_Table",
+    console: Console,
+) -> Summary:
+    training, count = model.config, len(wanted)
+    plan = cluster.connect(
+        replace(training, num_cpus=config.num_cpus, workers=config.workers, gpus=config.gpus), trains=False
+    )
+    aside = config.output / ASIDE
+    paths.remove(aside)  # files of a run that was killed
+    if isinstance(aside, Path):
+        aside.mkdir()
+    size = max(1, min(READ_AT_ONCE, -(-count // (4 * max(plan.workers, plan.data_tasks)))))
+    finish = Finish(
+        folder=config.output,
+        classes=model.classes,
+        crf=training.crf if config.crf else None,
+        min_probability=training.evaluate.min_probability,
+        sharpen=training.evaluate.sharpen,
+        below=config.below,
+        overlay=config.overlay,
+        probabilities=config.probabilities,
+        apply_exif=training.apply_exif,
+    )
+    source = Source(
+        items=[wanted[first : first + size] for first in range(0, count, size)],
+        read=partial(predict_rows.read, root),
+        ids=lambda item: [photograph.name for photograph in item],
+        rows=count,
+    )
+    console.line(f"{count} photographs on {plan.workers} network process(es) and {plan.crf_actors} for masks and files")
+    batch = config.batch if model.takes_batches else 1
+    rows = pipelines.run(source, partial(PredictNetwork, config, model.identity), finish, batch, plan)
+    failed: list[str] = []
+    failures = 0
+    report, begun = console.stage("predict"), 0.0
+    for number, row in enumerate(table.written(rows), start=1):
+        if row["error"]:
+            failures += 1
+            if len(failed) < 10:
+                failed.append(f"{row['path']}: {row['error']}")
+        begun = begun or time.monotonic()  # without the start of the processes
+        rate = (number - 1) / max(time.monotonic() - begun, 1e-3)
+        report(number, count, f"{rate:.1f} images/s")
+    paths.remove(aside)
+    return Summary(count - failures, failed, failures, config.output)
+
+
+class PredictNetwork:
+    """Network actor: photographs as bytes -> `probs`, see `Segmenter.packed`."""
+
+    def __init__(self, config: PredictConfig, identity: str):
+        self.segmenter = segmenter.load(config.model, config.network, config.preset)
+        if self.segmenter.identity != identity:
+            raise ConfigError(
+                f"--model {config.model}: has another network than at the start ({self.segmenter.identity}, then "
+                f"{identity}): a job has trained there meanwhile; name another --output"
+            )
+        self.max_pixels = config.max_pixels or self.segmenter.config.max_pixels
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        decoded = predict_rows.decode(rows, self.segmenter.config.apply_exif, self.max_pixels)
+        usable = [k for k, image in enumerate(decoded) if image is not None]
+        images: list[np.ndarray] = [image for image in decoded if image is not None]
+        for row in rows:
+            row["probs"] = b""
+        if images:
+            for k, probs in zip(usable, self.segmenter.packed(images), strict=True):
+                rows[k]["probs"] = probs
+        return rows
+
+
+class _Table:
+    """A folder of Parquet parts; each part is there when it is whole, and names finished photographs.
+
+    What is not in a part is predicted again after a kill. So parts are short at first: a part holds what finishes in
+    10 seconds or a fiftieth of the time so far, at most 2 minutes.
+    """
+
+    def __init__(self, folder: AnyPath):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parts = [name for name in names_in(folder) if name.startswith("part-")]
+
+    def finished(self) -> tuple[pa.Array, pa.Array]:
+        """The photographs that have a row without an error, and what their outputs are called.
+
+        Rows with an error are deleted: those photographs are tried again. DamagedTableError names a damaged part.
+        """
+        names, outputs = [], []
+        for part in self.parts:
+            try:
+                with (self.folder / part).open("rb") as stream:
+                    table = pq.read_table(stream, schema=SCHEMA)
+            except pa.ArrowInvalid as error:
+                where = self.folder / part
+                raise DamagedTableError(f"{where}: {error}; delete it: its photographs are predicted again") from error
+            usable = table.filter(pc.equal(table["error"], ""))
+            if usable.num_rows < table.num_rows:
+                self._write(part, usable)
+            names.append(usable["path"])
+            outputs.append(usable["output"])
+        chunks = [chunk for column in names for chunk in column.chunks]
+        ends = [chunk for column in outputs for chunk in column.chunks]
+        empty = pa.array([], pa.string())
+        return pa.concat_arrays([empty, *chunks]), pa.concat_arrays([empty, *ends])
+
+    def written(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The same rows, of which every part is written as soon as it is complete, and the last one at the end."""
+        number = 1 + max((int(name[5:-8]) for name in self.parts), default=-1)
+        waiting: list[Row] = []
+        start = last = time.monotonic()
+        for row in rows:
+            waiting.append(row)
+            now = time.monotonic()
+            if len(waiting) >= PART_ROWS or now - last > min(120, max(10, (now - start) / 50)):
+                self._write(f"part-{number:06d}.parquet", pa.Table.from_pylist(waiting, schema=SCHEMA))
+                number, waiting, last = number + 1, [], now
+            yield row
+        if waiting:
+            self._write(f"part-{number:06d}.parquet", pa.Table.from_pylist(waiting, schema=SCHEMA))
+
+    def _write(self, name: str, table: pa.Table) -> None:
+        with whole(self.folder / name) as aside:
+            pq.write_table(table, aside, compression="zstd")
+
+
+def _absent(names: list[str], path: AnyPath | None, classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """The foreground classes that each photograph does not have, by a file of labels; empty without one.
+
+    A line of the file begins with the photograph's name, with or without suffix. DataError lists those without one.
+    """
+    if path is None:
+        return {}
+    labels = Labels.read(path, classes)
+    problems: list[Problem] = []
+    absent = {}
+    for name in names:
+        written = normal_form(name)  # the lines are in that form
+        stem = str(PurePosixPath(written).with_suffix(""))
+        with collecting(problems):
+            _, present = labels.of(written if written in (labels.rows or ()) else stem) or ("", [])
+            absent[name] = tuple(sorted({*range(1, len(classes))} - {*present}))
+    if problems:
+        raise listing(f"--labels {path}", problems)
+    return absent
+
+
+def _record(config: PredictConfig, model: Model, root: str) -> dict[str, Any]:
+    """What the masks of a folder are of, and how they were made."""
+    evaluate = to_dict(model.config.evaluate)
+    labels = None if config.labels is None else hashlib.sha256(config.labels.read_bytes()).hexdigest()
+    return {
+        "model": model.identity,
+        "input": root,
+        "classes": list(model.classes),
+        **{name: evaluate[name] for name in ("size", "scales", "mirror", "min_probability", "sharpen", "full_size")},
+        "apply_exif": model.config.apply_exif,
+        "crf": to_dict(model.config.crf) if config.crf else None,
+        "overlay": config.overlay,
+        "probabilities": config.probabilities,
+        "labels": labels,
+        "below": config.below,
+        "max_pixels": config.max_pixels,
+    }
+
+
+def _check_record(folder: AnyPath, record: dict[str, Any]) -> None:
+    """ConfigError where a folder has masks of something else, or other files."""
+    path = folder / RECORD
+    if not path.is_file():
+        others = [name for name in names_in(folder) if not name.startswith(".")] if is_folder(folder) else []
+        if others:
+            raise ConfigError(f"--output {folder}: holds other files ({others[0]}); name a new folder")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        different = [name for name, value in record.items() if before[name] != value]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: is damaged or of another version ({error!r}); name another --output") from error
+    if different:
+        name = different[0]
+        raise ConfigError(
+            f"--output {folder}: its masks were made with {name} = {before[name]}, now it is {record[name]}; name "
+            "another folder"
+        )
+
+
+@contextlib.contextmanager
+def _alone(folder: AnyPath) -> Iterator[None]:
+    """For one run at a time that writes into a folder."""
+    place = disk_beside(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"--output {folder}: another run writes there; wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,159 @@
+"""Photographs as rows of a pipeline, and their masks as files, for predict's CPU processes. Imports no torch."""
+
+import errno
+import io
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from ssdd.crf import CRFParams, segment_present, without_absent
+from ssdd.data import codec
+from ssdd.data.class_names import IGNORE
+from ssdd.data.problems import DataError
+from ssdd.storage import maps
+from ssdd.storage.paths import AnyPath, RemoteError
+from ssdd.storage.tables import Row
+
+MASKS, OVERLAYS, PROBABILITIES, ASIDE = "masks", "overlays", "probabilities", ".unfinished"
+_LARGEST_JPEG = 65_500
+"""Pixels of a side."""
+READ_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("output", pa.string()),
+        ("image", pa.binary()),
+        ("absent", pa.list_(pa.uint8())),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """What is asked for of a photograph."""
+
+    name: str
+    """Its path below the root."""
+    output: str
+    """The path of its mask below the folder of masks, without suffix."""
+    absent: tuple[int, ...] = ()
+    """The foreground classes that it does not have."""
+
+
+def read(root: AnyPath, item: list[Photograph]) -> list[pa.Table]:
+    """The files of some photographs as rows; `error` says why one cannot be read.
+
+    RemoteError where a store gives none of several: then it is the store's fault and not theirs.
+    """
+    tables, refused = [], 0
+    for photograph in item:
+        data, error = b"", ""
+        try:
+            data = (root / photograph.name).read_bytes()
+        except OSError as reason:
+            error = reason.strerror or str(reason)
+        except RemoteError as reason:
+            error, refused = str(reason), refused + 1
+            if refused == len(item) > 1:
+                raise
+        row = {"image_id": photograph.name, "output": photograph.output, "image": data, "error": error}
+        tables.append(pa.Table.from_pylist([row | {"absent": list(photograph.absent)}], schema=READ_SCHEMA))
+    return tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Rows with probabilities -> files, and what the table says of them. An error of a row is passed on.
+
+    A file is written beside the others and takes its place when it is whole.
+    """
+
+    folder: AnyPath
+    classes: tuple[str, ...]
+    """Names, background first."""
+    crf: CRFParams | None
+    min_probability: float
+    sharpen: float
+    below: float
+    overlay: bool
+    probabilities: bool
+    apply_exif: bool
+
+    def __call__(self, rows: list[Row]) -> list[Row]:
+        return [self._finish(row) for row in rows]
+
+    def _finish(self, row: Row) -> Row:
+        result = {"path": row["image_id"], "output": row["output"], "error": row["error"]}
+        result |= {"width": 0, "height": 0, "probability": 0.0, "classes": [], "shares": []}
+        if row["error"]:
+            return result
+        try:
+            return result | self._outputs(row)
+        except (OSError, ValueError) as error:
+            # Of this photograph: Pillow's, or a name that is too long with its ending. Others are of the disk.
+            if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG):
+                raise
+            return result | {"error": str(error)}
+
+    def _outputs(self, row: Row) -> Row:
+        """Write the files of a row; what the table says of them."""
+        image = codec.read_photograph(row["image"], self.apply_exif)
+        probs = without_absent(maps.resize(maps.unpack(row["probs"]), image.shape[:2]), row["absent"])
+        largest = probs.max(0)
+        mask = segment_present(image, probs, self.crf, self.min_probability, self.sharpen)
+        if self.below:
+            mask[largest < self.below] = IGNORE
+        output = row["output"]
+        self._write(f"{MASKS}/{output}.png", codec.encode_mask(mask))
+        if self.overlay:
+            from ssdd.reports import figures  # matplotlib takes a second
+
+            picture = Image.fromarray(figures.named_overlay(image, mask, self.classes))
+            kind, suffix = ("JPEG", "jpg") if max(picture.size) <= _LARGEST_JPEG else ("PNG", "png")
+            self._write(f"{OVERLAYS}/{output}.{suffix}", _encoded(picture, kind))
+        if self.probabilities:
+            self._write(f"{PROBABILITIES}/{output}.npy", maps.pack(probs))
+        values, counts = np.unique(mask, return_counts=True)
+        names = {int(value): self.classes[value] for value in values if value != IGNORE}
+        return {
+            "height": mask.shape[0],
+            "width": mask.shape[1],
+            "probability": float(largest.mean()),
+            "classes": list(names.values()),
+            "shares": [float(count) / mask.size for value, count in zip(values, counts, strict=True) if value in names],
+        }
+
+    def _write(self, name: str, data: bytes) -> None:
+        target = self.folder / name
+        if not isinstance(target, Path):
+            target.write_bytes(data)
+            return
+        aside = Path(str(self.folder), ASIDE, uuid.uuid4().hex)
+        aside.write_bytes(data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, target)
+
+
+def decode(rows: list[Row], apply_exif: bool, max_pixels: int) -> list[np.ndarray | None]:
+    """The photographs of rows, uint8 (H, W, 3) each; None, and `error` in the row, where one cannot be used."""
+    decoded: list[np.ndarray | None] = []
+    for row in rows:
+        image = None
+        if not row["error"]:
+            try:
+                image = codec.read_photograph(row["image"], apply_exif, max_pixels)
+            except DataError as error:
+                row["error"] = error.problems[0][1].removeprefix("bytes: ")
+        decoded.append(image)
+    return decoded
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=90)
+    return buffer.getvalue()

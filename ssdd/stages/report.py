@@ -1,0 +1,141 @@
+"""The scores of a job as `metrics.json`, and its `report.html`: gathered from its session, artifacts and pictures."""
+
+import importlib.metadata
+import io
+import json
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from PIL import Image
+
+from ssdd.fields import flatten, to_dict
+from ssdd.presets import PRESETS, changes
+from ssdd.reports import page
+from ssdd.reports.page import Page, Stage, Table
+from ssdd.reports.scores import Scores, write_scores
+from ssdd.runtime.session import Session
+from ssdd.stages import images
+from ssdd.storage.artifacts import RECIPE, Artifact, read_about, write_text
+from ssdd.storage.paths import AnyPath, FilesIn, relative
+from ssdd.storage.tables import open_table
+
+_SHOWN = 200  # lines of a text about what was left out
+
+
+def metrics_path(session: Session, name: str = "") -> AnyPath:
+    """`metrics.json`, or `metrics-NAME.json`, in the workspace."""
+    return session.workspace / f"metrics{name and f'-{name}'}.json"
+
+
+def write(session: Session, scores: Scores, name: str = "") -> Scores:
+    """Write the scores to `metrics.json` and the report to `report.html`; with a name to `metrics-NAME.json`, ..."""
+    write_scores(metrics_path(session, name), scores)
+    write_page(session, page.score_tables(scores), name)
+    return scores
+
+
+def write_page(session: Session, tables: list[Table], name: str = "") -> None:
+    """Write `report.html`, or `report-NAME.html`, and put it into the job's MLflow run."""
+    path = session.workspace / f"report{name and f'-{name}'}.html"
+    write_text(path, page.render(_page(session, tables)))
+    session.tracker.file(path)
+    session.console.line(f"report {path}")
+
+
+def _page(session: Session, tables: list[Table]) -> Page:
+    artifacts = session.store.lineage([used.artifact for used in session.used.values()])
+    config, plan = session.config, session.plan
+    defaults = flatten(to_dict(PRESETS[config.preset]()))
+    differing = {name: value for name, value in changes(images.located(config)).items() if name != "preset"}
+    elapsed = page.duration(time.monotonic() - session.console.start)
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    lists = [artifact for artifact in artifacts if artifact.name.startswith("images-")]
+    facts = {
+        "preset": config.preset,
+        "data": str(images.data_path(config) or "the embedded data set, drawn"),
+        **{f"list {a.name.removeprefix('images-')}": f"{open_table(a.path).rows} images" for a in lists},
+        "classes": ", ".join(dict.fromkeys(c for a in lists for c in _recipe(a)["classes"][1:])),
+        "workspace": str(session.workspace),
+        "cluster": f"{plan.workers} {'GPU' if plan.use_gpu else 'CPU'} training worker(s), {plan.unit:g} CPU each",
+        "versions": _versions(session.tracker.tags.get("mlflow.source.git.commit")),
+    }
+    return Page(
+        job=session.job,
+        about=f"{now}, {elapsed} after the job's start",
+        tables=tables,
+        pictures=_pictures(session, {artifact.path.name for artifact in artifacts}),
+        stages=[_stage(session, artifact) for artifact in artifacts],
+        command=_command(session.command),
+        facts=facts,
+        changes={name: (value, defaults[name]) for name, value in differing.items()},
+        notices=_notices(session, lists),
+    )
+
+
+def _command(words: Sequence[str]) -> tuple[str, ...]:
+    """Its words as a shell takes them. The first one is a path, or `ssdd JOB`."""
+    program = words[0] if words[0].startswith("ssdd ") else shlex.quote(words[0])
+    return (program, *map(shlex.quote, words[1:]))
+
+
+def _stage(session: Session, artifact: Artifact) -> Stage:
+    used, about = session.used.get(artifact.path.name), read_about(artifact)
+    return Stage(
+        name=f"{used.part}: {artifact.name}" if used and used.part else artifact.name,
+        artifact=artifact.path.name,
+        made="made by this job" if used and used.ran else "reused",
+        seconds=about.get("seconds"),
+        history=about.get("history", []),
+    )
+
+
+def _recipe(artifact: Artifact) -> dict:
+    return json.loads((artifact.path / RECIPE).read_text())
+
+
+def _versions(commit: str | None) -> str:
+    def version(name: str) -> str:
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:  # of a submitted job: a folder, not installed
+            return f"{name} (not installed as a package)"
+
+    named = [version("ssdd") + (f" (commit {commit[:10]})" if commit else ""), *map(version, ("torch", "ray"))]
+    return ", ".join([*named, f"Python {platform.python_version()}"])
+
+
+def _pictures(session: Session, artifacts: set[str]) -> dict[str, bytes]:
+    """What this job drew, and what earlier ones drew of the same artifacts; of these none where data may not be shown.
+
+    Of one artifact, there is one picture of a kind.
+    """
+    folder = session.workspace / "figures"
+    earlier = [n for n in FilesIn(folder).names() if n.endswith(".png")] if session.config.evaluate.show_data else []
+    drawn = [path.name for path in session.pictures]
+    out, seen = {}, set()
+    for name in dict.fromkeys([*drawn, *earlier]):
+        data = (folder / name).read_bytes()
+        with Image.open(io.BytesIO(data)) as picture:
+            source = picture.info.get("Source", "")
+        kind = name.removesuffix(".png").partition("-")[0], source
+        if name in drawn or (source in artifacts and kind not in seen):
+            out[name] = data
+            seen.add(kind)
+    return out
+
+
+def _notices(session: Session, lists: list[Artifact]) -> dict[str, str]:
+    """What was left out of the image lists, and what looks wrong in them."""
+    out = {}
+    for artifact in lists:
+        name = artifact.name.removeprefix("images-")
+        for file, title in ((images.SKIPPED, "left out"), (images.WARNINGS, "warnings")):
+            path = artifact.path / file
+            if path.is_file():
+                lines = path.read_text().splitlines()
+                rest = f"... and {len(lines) - _SHOWN} more lines in {relative(path, session.workspace)}"
+                out[f"list {name}: {title}"] = "\n".join([*lines[:_SHOWN], *([rest] if len(lines) > _SHOWN else [])])
+    return out

@@ -1,0 +1,207 @@
+"""predict.py: masks and rows of generated photographs, once more what was not finished, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from small import NETWORK, ROOT, run_job
+
+import ssdd
+from ssdd.data import codec
+from ssdd.nets import checkpoints
+from ssdd.nets.networks import SegmentationNet
+from ssdd.presets import mini
+from ssdd.storage.artifacts import Artifact
+
+CLASSES = ("background", "cat", "dog", "cow")
+
+
+def draw(path, seed, size=(24, 32)):
+    """A photograph of a few coloured fields; the suffix says its format."""
+    fields = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(fields).resize(size, Image.Resampling.NEAREST).save(path)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A workspace with an untrained network that is sure of something."""
+    start = mini()
+    config = replace(start, network=NETWORK, evaluate=replace(start.evaluate, size=64, scales=(1.0,), mirror=False))
+    torch.manual_seed(0)
+    net = SegmentationNet(NETWORK, len(CLASSES))
+    torch.nn.init.normal_(net.main.conv2.weight, std=2.0)
+    root = tmp_path_factory.mktemp("model")
+    folder = root / "artifacts" / "dynamic-0123"
+    folder.mkdir(parents=True)
+    checkpoints.save(net.state_dict(), folder / checkpoints.MODEL)
+    checkpoints.remember(root, config, CLASSES, {"dynamic": Artifact("dynamic", "0123", folder)})
+    return root
+
+
+def predict(*args):
+    run_job("predict", *args)
+
+
+def rows_of(output):
+    table = pq.read_table(output / "predictions.parquet")
+    rows = {row["path"]: row for row in table.to_pylist()}
+    assert len(rows) == table.num_rows, "no photograph twice"
+    return rows
+
+
+def masks_of(output):
+    folder = output / "masks"
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.ray
+def test_three_hundred_photographs_and_then_those_that_are_new(places, workspace, tmp_path, capsys):
+    source, output = tmp_path / "photographs", tmp_path / "out"
+    for k in range(296):
+        draw(source / f"{k % 3}" / f"{k:03d}.{('jpg', 'png', 'webp', 'tif')[k % 4]}", k)
+    draw(source / "0" / "000.png", 1000)  # beside 000.jpg
+    draw(source / "large.bmp", 1001, size=(70, 60))
+    data = (source / "0" / "000.jpg").read_bytes()
+    (source / "damaged.jpg").write_bytes(data[: len(data) // 2])
+    (source / "text.jpg").write_text("no picture")
+    command = ("--model", workspace, "--input", source, "--output", output, "--no-crf", "--max-pixels", "4000")
+    predict(*command, "--num-cpus", "2")
+    out = capsys.readouterr().out
+    assert "297 new masks in" in out
+    assert "3 photographs could not be used" in out
+    rows, masks = rows_of(output), masks_of(output)
+    assert len(rows) == 300
+    assert len(masks) == 297
+    assert not (output / ".unfinished").exists()
+    assert {row["output"] for row in rows.values() if row["path"].startswith("0/000")} == {"0/000.jpg", "0/000.png"}
+    errors = {path: row["error"] for path, row in rows.items() if row["error"]}
+    assert set(errors) == {"large.bmp", "damaged.jpg", "text.jpg"}
+    assert errors["large.bmp"] == "70x60 are more than 4000 pixels"
+    assert errors["text.jpg"] == "not a JPEG, PNG, WebP, BMP or TIFF file, or its header is damaged"
+
+    segmenter = ssdd.load(workspace)
+    for path in sorted(set(rows) - set(errors))[::20]:
+        mask = codec.read_mask(masks[f"{rows[path]['output']}.png"])
+        np.testing.assert_array_equal(mask, segmenter.predict(source / path))
+        shares = {CLASSES[value]: float((mask == value).mean()) for value in np.unique(mask)}
+        assert dict(zip(rows[path]["classes"], rows[path]["shares"], strict=True)) == pytest.approx(shares)
+        assert (rows[path]["height"], rows[path]["width"]) == mask.shape
+        largest = segmenter.probabilities(source / path).max(0).mean()
+        assert rows[path]["probability"] == pytest.approx(float(largest), abs=1e-4)
+
+    draw(source / "new" / "a.jpg", 2000)
+    draw(source / "damaged.jpg", 2001)
+    (source / "0" / "003.webp").unlink(missing_ok=True)
+    before = {path.name: path.stat().st_mtime_ns for path in (output / "masks" / "1").iterdir()}
+    predict(*command, "--num-cpus", "2")
+    assert "297 of 301 photographs are finished already" in capsys.readouterr().out
+    assert set(masks_of(output)) - set(masks) == {"new/a.png", "damaged.png"}
+    assert {path.name: path.stat().st_mtime_ns for path in (output / "masks" / "1").iterdir()} == before
+    assert {path for path, row in rows_of(output).items() if row["error"]} == {"large.bmp", "text.jpg"}
+    with pytest.raises(SystemExit, match=r"predict: --output .*: its masks were made with crf = None, now it is \{"):
+        predict(*command[:6], "--max-pixels", "4000")
+
+
+@pytest.mark.ray
+def test_crf_labels_overlays_and_probabilities(places, workspace, tmp_path):
+    source, output = tmp_path / "photographs", tmp_path / "out"
+    for k in range(5):
+        draw(source / f"{k}.jpg", k)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image_id,classes\n0.jpg,dog\n1,cat;cow\n2.jpg,\n3,dog;cat;cow\n")
+    command = ("--model", workspace, "--input", source / "*.jpg", "--output", output, "--labels", labels)
+    flags = ("--overlay", "--probabilities", "--below", "0.9", "--num-cpus", "2")
+    with pytest.raises(SystemExit, match=r"predict: --labels .*\n.*\n  - .*no line for image_id '4'"):
+        predict(*command, *flags)
+    assert not output.exists()
+    with labels.open("a") as lines:
+        lines.write("4.jpg,cow\n")
+    predict(*command, *flags)
+    segmenter = ssdd.load(workspace)
+    some_unsure = False
+    for k, presence in enumerate((["dog"], ["cat", "cow"], [], ["dog", "cat", "cow"], ["cow"])):
+        expected = segmenter.predict(source / f"{k}.jpg", presence=presence, crf=True)
+        probs = segmenter.probabilities(source / f"{k}.jpg", presence=presence)
+        expected[probs.max(0) < 0.9] = 255
+        some_unsure |= bool((expected == 255).any())
+        np.testing.assert_array_equal(codec.read_mask(output / "masks" / f"{k}.png"), expected)
+        np.testing.assert_allclose(np.load(output / "probabilities" / f"{k}.npy"), probs, atol=1e-3)
+        assert np.load(output / "probabilities" / f"{k}.npy").dtype == np.float16
+        assert codec.read_image(output / "overlays" / f"{k}.jpg").shape == (*expected.shape, 3)
+    assert some_unsure
+    assert "255" not in str(rows_of(output)["0.jpg"]["classes"])
+
+
+def test_what_cannot_work_is_refused_before_ray_starts(workspace, tmp_path):
+    source = tmp_path / "a.jpg"
+    draw(source, 0)
+    with pytest.raises(SystemExit, match=r"predict: .*nothing was trained there"):
+        predict("--model", tmp_path, "--input", source, "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"predict: --input .*absent"):
+        predict("--model", workspace, "--input", tmp_path / "absent", "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"predict: --output .*: holds other files \(a.jpg\)"):
+        predict("--model", workspace, "--input", source, "--output", tmp_path)
+    with pytest.raises(SystemExit, match="predict: --input: https:// is none of"):
+        predict("--model", workspace, "--input", "https://host/a.jpg", "--output", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"predict: --below 1\.5: must lie in 0..1"):
+        predict("--model", workspace, "--input", source, "--output", tmp_path / "out", "--below", "1.5")
+    assert not (tmp_path / "out").exists()
+
+
+SCRIPT = """
+import resource, runpy, sys
+sys.argv = ["predict", *sys.argv[1:]]
+runpy.run_path({path!r}, run_name="__main__")
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def subprocess_of(workspace, source, output):
+    script = SCRIPT.format(path=str(ROOT / "ray_jobs" / "predict.py"))
+    flags = ["--model", workspace, "--input", source, "--output", output, "--no-crf", "--num-cpus", "2"]
+    command = [sys.executable, "-c", script, *map(str, flags)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.minutes
+@pytest.mark.ray
+def test_ten_thousand_through_a_kill_in_constant_memory(workspace, tmp_path):
+    source = tmp_path / "photographs"
+    for k in range(10_000):
+        draw(source / f"{k // 100:02d}" / f"{k:05d}.jpg", k)
+    peaks = {}
+    for count, folder in ((1_000, source / "0?" / "*.jpg"), (10_000, source)):
+        process = subprocess_of(workspace, folder, tmp_path / str(count))
+        out, _ = process.communicate()
+        assert process.returncode == 0, out
+        assert f"{count} new masks in" in out
+        peaks[count] = int(out.rpartition("peak ")[2])
+    print(f"\nthe driver's peak memory: {peaks[1_000] / 1024:.0f} MiB of 1,000, {peaks[10_000] / 1024:.0f} of 10,000")
+    assert peaks[10_000] - peaks[1_000] <= 20 * 1024
+    output = tmp_path / "killed"
+    for share in (0.3, 0.7):
+        process = subprocess_of(workspace, source, output)
+        while len(pq.read_table(output / "predictions.parquet")) < share * 10_000 if output.exists() else True:
+            assert process.poll() is None
+            time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    finished = len(rows_of(output))
+    assert 7_000 <= finished < 10_000
+    process = subprocess_of(workspace, source, output)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert f"{finished} of 10000 photographs are finished already" in out
+    assert rows_of(output) == rows_of(tmp_path / "10000")
+    assert masks_of(output) == masks_of(tmp_path / "10000")
+    assert json.loads((output / "prediction.json").read_text())["model"] == "dynamic-0123"
