@@ -1,5 +1,6 @@
 """predict.py: masks and rows of generated photographs, once more what was not finished, and what is refused."""
 
+import io
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,11 +18,17 @@ from PIL import Image
 from small import NETWORK, ROOT, run_job
 
 import ssdd
+from ssdd.config import ConfigError, PredictConfig
 from ssdd.data import codec
 from ssdd.nets import checkpoints
 from ssdd.nets.networks import SegmentationNet
 from ssdd.presets import mini
+from ssdd.stages import predict_rows
+from ssdd.stages.predict import PredictNetwork
+from ssdd.stages.predict_rows import Photograph
+from ssdd.storage import maps, paths
 from ssdd.storage.artifacts import Artifact
+from ssdd.storage.paths import RemoteError, to_path
 
 CLASSES = ("background", "cat", "dog", "cow")
 
@@ -113,13 +121,14 @@ def test_three_hundred_photographs_and_then_those_that_are_new(places, workspace
 
 
 @pytest.mark.ray
-def test_crf_labels_overlays_and_probabilities(places, workspace, tmp_path):
-    source, output = tmp_path / "photographs", tmp_path / "out"
+def test_crf_labels_overlays_and_probabilities_in_a_bucket(places, bucket, workspace, tmp_path):
+    root = to_path(f"{bucket}/predict")
     for k in range(5):
-        draw(source / f"{k}.jpg", k)
-    labels = tmp_path / "labels.csv"
+        draw(tmp_path / f"{k}.jpg", k)
+        paths.copy(tmp_path / f"{k}.jpg", root / "photographs" / f"{k}.jpg")
+    labels, output = tmp_path / "labels.csv", root / "out"
     labels.write_text("image_id,classes\n0.jpg,dog\n1,cat;cow\n2.jpg,\n3,dog;cat;cow\n")
-    command = ("--model", workspace, "--input", source / "*.jpg", "--output", output, "--labels", labels)
+    command = ("--model", workspace, "--input", root / "photographs", "--output", output, "--labels", labels)
     flags = ("--overlay", "--probabilities", "--below", "0.9", "--num-cpus", "2")
     with pytest.raises(SystemExit, match=r"predict: --labels .*\n.*\n  - .*no line for image_id '4'"):
         predict(*command, *flags)
@@ -130,16 +139,22 @@ def test_crf_labels_overlays_and_probabilities(places, workspace, tmp_path):
     segmenter = ssdd.load(workspace)
     some_unsure = False
     for k, presence in enumerate((["dog"], ["cat", "cow"], [], ["dog", "cat", "cow"], ["cow"])):
-        expected = segmenter.predict(source / f"{k}.jpg", presence=presence, crf=True)
-        probs = segmenter.probabilities(source / f"{k}.jpg", presence=presence)
+        expected = segmenter.predict(tmp_path / f"{k}.jpg", presence=presence, crf=True)
+        probs = segmenter.probabilities(tmp_path / f"{k}.jpg", presence=presence)
         expected[probs.max(0) < 0.9] = 255
         some_unsure |= bool((expected == 255).any())
         np.testing.assert_array_equal(codec.read_mask(output / "masks" / f"{k}.png"), expected)
-        np.testing.assert_allclose(np.load(output / "probabilities" / f"{k}.npy"), probs, atol=1e-3)
-        assert np.load(output / "probabilities" / f"{k}.npy").dtype == np.float16
+        stored = np.load(io.BytesIO((output / "probabilities" / f"{k}.npy").read_bytes()))
+        assert stored.dtype == np.float16
+        np.testing.assert_allclose(stored, probs, atol=1e-3)
         assert codec.read_image(output / "overlays" / f"{k}.jpg").shape == (*expected.shape, 3)
     assert some_unsure
-    assert "255" not in str(rows_of(output)["0.jpg"]["classes"])
+    (part,) = (output / "predictions.parquet").iterdir()
+    rows = {row["path"]: row for row in pq.read_table(io.BytesIO(part.read_bytes())).to_pylist()}
+    assert sorted(rows) == [f"{k}.jpg" for k in range(5)]
+    assert set(rows["0.jpg"]["classes"]) <= {"background", "dog"}
+    predict(*command, *flags)  # nothing is left to do
+    assert len(list((output / "predictions.parquet").iterdir())) == 1
 
 
 def test_what_cannot_work_is_refused_before_ray_starts(workspace, tmp_path):
@@ -156,6 +171,58 @@ def test_what_cannot_work_is_refused_before_ray_starts(workspace, tmp_path):
     with pytest.raises(SystemExit, match=r"predict: --below 1\.5: must lie in 0..1"):
         predict("--model", workspace, "--input", source, "--output", tmp_path / "out", "--below", "1.5")
     assert not (tmp_path / "out").exists()
+
+
+class Store:
+    """A folder of a store that gives only some of its objects."""
+
+    def __init__(self, there):
+        self.there = there
+
+    def __truediv__(self, name):
+        return SimpleNamespace(read_bytes=lambda: self.read(name))
+
+    def read(self, name):
+        if name not in self.there:
+            raise RemoteError(f"{name}: access denied")
+        return b"data"
+
+
+def test_an_object_that_is_refused_is_a_row_and_a_store_that_is_away_an_error():
+    item = [Photograph(f"{k}.jpg", str(k)) for k in range(3)]
+    rows = [row for table in predict_rows.read(Store({"1.jpg"}), item) for row in table.to_pylist()]
+    assert [row["error"] for row in rows] == ["0.jpg: access denied", "", "2.jpg: access denied"]
+    with pytest.raises(RemoteError):
+        predict_rows.read(Store(()), item)
+
+
+def test_what_goes_wrong_with_one_photograph_is_its_row(tmp_path):
+    (tmp_path / predict_rows.ASIDE).mkdir()
+    draw(tmp_path / "a.png", 0)
+    finish = predict_rows.Finish(
+        folder=tmp_path,
+        classes=CLASSES,
+        crf=None,
+        min_probability=0,
+        sharpen=0,
+        below=0,
+        overlay=True,
+        probabilities=False,
+        apply_exif=False,
+    )
+    probs = np.full((4, 3, 3), 0.25, np.float32)
+    row = {"image": (tmp_path / "a.png").read_bytes(), "probs": maps.pack(probs), "absent": [], "error": ""}
+    long, short = finish([row | {"image_id": f"{name}.png", "output": name} for name in ("x" * 254, "a")])
+    assert "File name too long" in long["error"]
+    assert short["error"] == ""
+    assert (tmp_path / "masks" / "a.png").is_file()
+
+
+def test_a_network_that_was_replaced_meanwhile_is_told(workspace, tmp_path):
+    config = PredictConfig(model=workspace, input="", output=tmp_path)
+    PredictNetwork(config, "dynamic-0123")
+    with pytest.raises(ConfigError, match="is now dynamic-0123, at the start it was dynamic-4567"):
+        PredictNetwork(config, "dynamic-4567")
 
 
 SCRIPT = """

@@ -201,8 +201,8 @@ class PredictNetwork:
         self.segmenter = segmenter.load(config.model, config.network, config.preset)
         if self.segmenter.identity != identity:
             raise ConfigError(
-                f"--model {config.model}: has another network than at the start ({self.segmenter.identity}, then "
-                f"{identity}): a job has trained there meanwhile; name another --output"
+                f"--model {config.model}: is now {self.segmenter.identity}, at the start it was {identity}; "
+                "a job has trained there meanwhile: name another --output"
             )
         self.max_pixels = config.max_pixels or self.segmenter.config.max_pixels
 
