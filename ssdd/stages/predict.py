@@ -257,10 +257,11 @@ class _Table:
         """The same rows, of which every part is written as soon as it is complete, and the last one at the end."""
         number = 1 + max((int(name[5:-8]) for name in self.parts), default=-1)
         waiting: list[Row] = []
-        start = last = time.monotonic()
+        start = last = 0.0
         for row in rows:
             waiting.append(row)
             now = time.monotonic()
+            start, last = start or now, last or now  # from the first row on
             if len(waiting) >= PART_ROWS or now - last > min(120, max(10, (now - start) / 50)):
                 self._write(f"part-{number:06d}.parquet", pa.Table.from_pylist(waiting, schema=SCHEMA))
                 number, waiting, last = number + 1, [], now
