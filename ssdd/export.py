@@ -64,9 +64,9 @@ def save(segmenter: Segmenter, path: AnyPath, all_scales: bool = False) -> Check
         except (ConfigError, OSError):
             raise
         except Exception as error:  # torch refuses in many ways
-            reason = str(error).strip().split("\n")[0]
             raise ExportError(
-                f"{path}: torch cannot export the backbone {config.network.backbone.name} as {kind} ({reason}); "
+                f"{path}: torch cannot export the backbone {config.network.backbone.name} as {kind} "
+                f"({exported.first_line(error)}); "
                 "a .safetensors file can hold every network"
             ) from error
         written, described = exported.read(aside)

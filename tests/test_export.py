@@ -13,8 +13,9 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from PIL import Image
+import untrained
 from small import NETWORK, ROOT, run_job
+from untrained import CLASSES, photograph
 
 import ssdd
 from ssdd import export
@@ -24,35 +25,17 @@ from ssdd.nets import exported
 from ssdd.nets.inference import PhotographNet
 from ssdd.nets.networks import SegmentationNet
 from ssdd.nets.weight_files import WeightsError
-from ssdd.presets import mini
 from ssdd.segmenter import Segmenter
 from ssdd.storage import maps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CLASSES = ("background", "cat", "dog", "cow")
-START = mini()
-CONFIG = replace(
-    START,
-    network=NETWORK,
-    evaluate=replace(START.evaluate, size=64, scales=(1.0,), mirror=False),
-    data=Path("/private/place"),
-    num_cpus=3,
-    apply_exif=True,
-)
-
-
-def photograph(height=40, width=60, seed=0):
-    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+CONFIG = replace(untrained.CONFIG, data=Path("/private/place"), num_cpus=3, apply_exif=True)
 
 
 @pytest.fixture(scope="module")
 def segmenter():
-    torch.manual_seed(0)
-    net = SegmentationNet(NETWORK, len(CLASSES)).eval()
-    torch.nn.init.normal_(net.main.conv2.weight, std=2.0)  # so that it is sure of something
-    return Segmenter(net, CONFIG, CLASSES)
+    return Segmenter(untrained.network(), CONFIG, CLASSES)
 
 
 def test_a_safetensors_file_is_the_network_with_its_configuration(segmenter, tmp_path):

@@ -4,21 +4,19 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import requests
-import torch
+import untrained
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from small import NETWORK
+from untrained import CLASSES, CONFIG
 
 from ssdd.data import codec
-from ssdd.nets.networks import SegmentationNet
 from ssdd.presets import mini
 from ssdd.runtime import mlflow_model
 from ssdd.runtime.tracking import Tracker
@@ -26,17 +24,10 @@ from ssdd.segmenter import Segmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CLASSES = ("background", "cat", "dog", "cow")
-
 
 @pytest.fixture(scope="module")
 def segmenter():
-    start = mini()
-    torch.manual_seed(0)
-    net = SegmentationNet(NETWORK, len(CLASSES)).eval()
-    torch.nn.init.normal_(net.main.conv2.weight, std=2.0)
-    config = replace(start, network=NETWORK, evaluate=replace(start.evaluate, size=64, scales=(1.0,), mirror=False))
-    return Segmenter(net, config, CLASSES)
+    return Segmenter(untrained.network(), CONFIG, CLASSES)
 
 
 @pytest.fixture(scope="module")

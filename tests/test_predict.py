@@ -7,30 +7,26 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
+import untrained
 from PIL import Image
-from small import NETWORK, ROOT, run_job
+from small import ROOT, run_job
+from untrained import CLASSES, CONFIG
 
 import ssdd
 from ssdd.config import ConfigError, PredictConfig
 from ssdd.data import codec
 from ssdd.nets import checkpoints
-from ssdd.nets.networks import SegmentationNet
-from ssdd.presets import mini
 from ssdd.stages import predict_rows
 from ssdd.stages.predict import PredictNetwork
 from ssdd.stages.predict_rows import Photograph
 from ssdd.storage import maps, paths
 from ssdd.storage.artifacts import Artifact
 from ssdd.storage.paths import RemoteError, to_path
-
-CLASSES = ("background", "cat", "dog", "cow")
 
 
 def draw(path, seed, size=(24, 32)):
@@ -43,16 +39,11 @@ def draw(path, seed, size=(24, 32)):
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A workspace with an untrained network that is sure of something."""
-    start = mini()
-    config = replace(start, network=NETWORK, evaluate=replace(start.evaluate, size=64, scales=(1.0,), mirror=False))
-    torch.manual_seed(0)
-    net = SegmentationNet(NETWORK, len(CLASSES))
-    torch.nn.init.normal_(net.main.conv2.weight, std=2.0)
     root = tmp_path_factory.mktemp("model")
     folder = root / "artifacts" / "dynamic-0123"
     folder.mkdir(parents=True)
-    checkpoints.save(net.state_dict(), folder / checkpoints.MODEL)
-    checkpoints.remember(root, config, CLASSES, {"dynamic": Artifact("dynamic", "0123", folder)})
+    checkpoints.save(untrained.network().state_dict(), folder / checkpoints.MODEL)
+    checkpoints.remember(root, CONFIG, CLASSES, {"dynamic": Artifact("dynamic", "0123", folder)})
     return root
 
 

@@ -5,35 +5,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import untrained
 from PIL import Image
-from small import NETWORK
+from untrained import CLASSES, CONFIG, photograph
 
 import ssdd
 from ssdd.config import ConfigError
 from ssdd.data.problems import DataError
-from ssdd.nets.networks import SegmentationNet
 from ssdd.nets.weight_files import WeightsError
-from ssdd.presets import mini
 from ssdd.segmenter import Segmenter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CLASSES = ("background", "cat", "dog", "cow")
-START = mini()
-CONFIG = replace(START, network=NETWORK, evaluate=replace(START.evaluate, size=64, scales=(1.0,), mirror=False))
-
-
-def photograph(height=40, width=60, seed=0):
-    small = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
 
 @pytest.fixture(scope="module")
 def segmenter():
-    torch.manual_seed(0)
-    net = SegmentationNet(NETWORK, len(CLASSES)).eval()
-    torch.nn.init.normal_(net.main.conv2.weight, std=2.0)  # so that it is sure of something
-    return Segmenter(net, CONFIG, CLASSES)
+    return Segmenter(untrained.network(), CONFIG, CLASSES)
 
 
 def test_masks_and_probabilities_have_the_images_size(segmenter):

@@ -11,7 +11,7 @@ from small import ROOT
 ROOMS = (
     ("crf", "exact_crf", "refine", "losses", "affinity", "metrics"),
     ("storage",),
-    ("config", "checks", "fields", "presets"),
+    ("config", "checks", "fields", "presets", "versions"),
     ("data",),
     ("nets",),
     ("objectives",),

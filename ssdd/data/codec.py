@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -201,6 +201,13 @@ def read_indexed(source: str | AnyPath | bytes) -> tuple[np.ndarray, np.ndarray 
         mask = np.array(image)
         palette = image.getpalette("RGB") if colour == 3 else None
         return mask, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+
+
+def encode_photograph(pixels: np.ndarray, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """Encode RGB, uint8 (H, W, 3). A JPEG's sides have at most 65,500 pixels."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, quality=90)
+    return buffer.getvalue()
 
 
 def encode_mask(mask: np.ndarray) -> bytes:

@@ -4,7 +4,6 @@ Each holds the network's configuration, its classes, their colours and the versi
 """
 
 import copy
-import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from ssdd.nets.inference import PhotographNet
 from ssdd.nets.networks import SegmentationNet
 from ssdd.nets.weight_files import WeightsError
 from ssdd.storage.paths import ABSENT, AnyPath, on_disk, stat
+from ssdd.versions import version
 
 Apply = Callable[[list[np.ndarray]], Iterable[np.ndarray]]
 """Photographs, uint8 (H, W, 3) each, to the probabilities of their classes, float32 (C, H, W) each."""
@@ -48,7 +48,7 @@ class Description(NamedTuple):
             "config": to_dict(_portable(self.config)),
             "classes": self.classes,
             "palette": codec.voc_palette()[: len(self.classes)].tolist(),
-            "versions": {name: _version(name) for name in _LIBRARIES},
+            "versions": {name: version(name) for name in _LIBRARIES},
         }
         return {name: json.dumps(values[name.removeprefix("ssdd.")]) for name in TEXTS}
 
@@ -97,7 +97,9 @@ def read_torch(path: AnyPath) -> tuple[Apply, Description]:
         try:
             program = torch.export.load(file, extra_files=texts)
         except Exception as error:  # torch refuses in many ways
-            raise WeightsError(f"{path}: not a whole .pt2 file ({_line(error)}); export the network again") from error
+            raise WeightsError(
+                f"{path}: not a whole .pt2 file ({first_line(error)}); export the network again"
+            ) from error
     described = _described(texts, path)
     function = program.module()
 
@@ -149,7 +151,9 @@ def read_onnx(path: AnyPath) -> tuple[Apply, Description]:
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common class
-            raise WeightsError(f"{path}: not a whole .onnx file ({_line(error)}); export the network again") from error
+            raise WeightsError(
+                f"{path}: not a whole .onnx file ({first_line(error)}); export the network again"
+            ) from error
     described = _described(session.get_modelmeta().custom_metadata_map, path)
 
     def apply(decoded: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -188,7 +192,8 @@ def _extra() -> Iterator[None]:
         raise ConfigError(f"ONNX needs {error.name}: pip install 'ssdd[export]'") from error
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message; torch and ONNX add whole programs."""
     return str(error).strip().split("\n")[0]
 
 
@@ -221,11 +226,3 @@ def _portable(config: Config) -> Config:
     return replace(
         checkpoints.portable(config), network=network, data=None, workspace=None, knowledge=None, advice=None
     )
-
-
-def _version(library: str) -> str | None:
-    """None for this package where it runs without being installed."""
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None

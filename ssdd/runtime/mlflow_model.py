@@ -4,14 +4,10 @@ MLflow imports this module where it loads the model, from the copy of this packa
 neither Ray nor the other programs of a training.
 """
 
-import io
 import logging
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 import ssdd
 from ssdd.data import codec, drawn_scenes
@@ -19,6 +15,7 @@ from ssdd.nets import exported
 from ssdd.nets.exported import Description
 from ssdd.nets.networks import SegmentationNet
 from ssdd.segmenter import Segmenter
+from ssdd.versions import version
 
 NETWORK = "network.safetensors"
 REQUIREMENTS = (
@@ -59,24 +56,16 @@ def save(segmenter: Segmenter, folder: Path, scores: dict[str, float]) -> None:
                 outputs=Schema([ColSpec("binary", "mask")]),
                 params=ParamSchema([ParamSpec("crf", "boolean", False)]),
             ),
-            input_example=pd.DataFrame({"image": [_png(photograph)]}),
+            input_example=pd.DataFrame({"image": [codec.encode_photograph(photograph)]}),
             pip_requirements=[_pinned(name) for name in REQUIREMENTS],
             metadata={"classes": list(segmenter.classes), "scores": scores},
         )
 
 
 def _pinned(name: str) -> str:
-    """A requirement of the version that runs here, where it is known."""
-    try:
-        return f"{name}=={metadata.version(name).partition('+')[0]}"
-    except metadata.PackageNotFoundError:  # installed under another name, by conda say
-        return name
-
-
-def _png(photograph: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(photograph).save(buffer, "PNG")
-    return buffer.getvalue()
+    """A requirement of the version that runs here, where it is known: conda installs some under another name."""
+    running = version(name)
+    return name if running is None else f"{name}=={running.partition('+')[0]}"
 
 
 def _load_pyfunc(path: str) -> "_Masks":

@@ -1,7 +1,6 @@
 """Photographs as rows of a pipeline, and their masks as files, for predict's CPU processes. Imports no torch."""
 
 import errno
-import io
 import os
 import uuid
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from ssdd.crf import CRFParams, segment_present, without_absent
 from ssdd.data import codec
@@ -113,9 +111,11 @@ class Finish:
         if self.overlay:
             from ssdd.reports import figures  # matplotlib takes a second
 
-            picture = Image.fromarray(figures.named_overlay(image, mask, self.classes))
-            kind, suffix = ("JPEG", "jpg") if max(picture.size) <= _LARGEST_JPEG else ("PNG", "png")
-            self._write(f"{OVERLAYS}/{output}.{suffix}", _encoded(picture, kind))
+            picture = figures.named_overlay(image, mask, self.classes)
+            if max(mask.shape) <= _LARGEST_JPEG:
+                self._write(f"{OVERLAYS}/{output}.jpg", codec.encode_photograph(picture, "JPEG"))
+            else:
+                self._write(f"{OVERLAYS}/{output}.png", codec.encode_photograph(picture))
         if self.probabilities:
             self._write(f"{PROBABILITIES}/{output}.npy", maps.pack(probs))
         values, counts = np.unique(mask, return_counts=True)
@@ -151,9 +151,3 @@ def decode(rows: list[Row], apply_exif: bool, max_pixels: int) -> list[np.ndarra
                 row["error"] = error.problems[0][1].removeprefix("bytes: ")
         decoded.append(image)
     return decoded
-
-
-def _encoded(picture: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=90)
-    return buffer.getvalue()

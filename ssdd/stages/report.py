@@ -1,6 +1,5 @@
 """The scores of a job as `metrics.json`, and its `report.html`: gathered from its session, artifacts and pictures."""
 
-import importlib.metadata
 import io
 import json
 import platform
@@ -21,6 +20,7 @@ from ssdd.stages import images
 from ssdd.storage.artifacts import RECIPE, Artifact, read_about, write_text
 from ssdd.storage.paths import AnyPath, FilesIn, relative
 from ssdd.storage.tables import open_table
+from ssdd.versions import version
 
 _SHOWN = 200  # lines of a text about what was left out
 
@@ -97,13 +97,10 @@ def _recipe(artifact: Artifact) -> dict:
 
 
 def _versions(commit: str | None) -> str:
-    def version(name: str) -> str:
-        try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:  # of a submitted job: a folder, not installed
-            return f"{name} (not installed as a package)"
+    def spelled(name: str) -> str:
+        return f"{name} {version(name) or '(not installed as a package)'}"
 
-    named = [version("ssdd") + (f" (commit {commit[:10]})" if commit else ""), *map(version, ("torch", "ray"))]
+    named = [spelled("ssdd") + (f" (commit {commit[:10]})" if commit else ""), *map(spelled, ("torch", "ray"))]
     return ", ".join([*named, f"Python {platform.python_version()}"])
 
 
