@@ -1,9 +1,10 @@
-"""How the driver's time and memory grow with the images: listing, fingerprint, labels, table metadata, plan.
+"""Measures how the driver's time and memory grow with the number of images.
 
 python bench/scale.py [--images 100000 1000000]
 
-No pixel is touched: the files are empty and the table's images a few bytes. Every step runs in a process of its own for
-each number of images; the table is printed and written to bench/scale.json.
+The steps are: list the images, compute the fingerprint, read the labels, write and open a table, plan a training. No
+image is decoded: the files are empty, and an image in the table is a few bytes. For each number of images, each step
+runs in a new process. The results are printed and written to bench/scale.json.
 """
 
 import argparse
@@ -22,7 +23,7 @@ RESULT = Path(__file__).with_name("scale.json")
 
 
 def draw(root: Path, count: int) -> list[str]:
-    """A VOC-layout folder of empty images."""
+    """Write a folder in VOC's layout with `count` empty images, their list and their labels; return the image ids."""
     for name in ("JPEGImages", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
     ids = [f"{k:09d}" for k in range(count)]
@@ -34,7 +35,7 @@ def draw(root: Path, count: int) -> list[str]:
 
 
 def measure(step: str, root: Path, count: int) -> None:
-    """Run one step and print its seconds and the process's peak memory before and after."""
+    """Run one step; print its seconds, and this process's peak memory (MiB) before and after it, as a JSON list."""
     from ssdd.data import voc
     from ssdd.data.labels import Labels
     from ssdd.runtime.pipelines import Parts
@@ -69,7 +70,7 @@ def measure(step: str, root: Path, count: int) -> None:
 
 
 def peak() -> float:
-    """MiB."""
+    """The most memory that this process has used so far, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

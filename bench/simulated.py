@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock that takes turns, a simulated accelerator, smooth pictures."""
+"""What the benchmarks share: functions that are timed in turns, a simulated accelerator, smooth pictures."""
 
 import statistics
 import time
@@ -17,7 +17,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Row:
-    """A figure of the table: the median of ratios measured in turns, and their extremes."""
+    """A row of the printed table: the median of repeated measurements, their extremes, and the goal, if there is one.
+
+    `better` is `lower` or `higher`.
+    """
 
     name: str
     value: float
@@ -38,14 +41,17 @@ def seconds(function):
 
 
 def in_turns(repetitions, *functions):
-    """Seconds of each function, measured one after the other, again and again: a list for each repetition."""
+    """Call all functions in turn, several times; for each repetition, the list of the functions' seconds."""
     for function in functions:
         function()  # warm
     return [[seconds(function) for function in functions] for _ in range(repetitions)]
 
 
 def pictures(images, side, where="cpu"):
-    """Smooth noise as images, and probability maps of background and one class that are as smooth."""
+    """Smooth noise: images uint8 (N, 3, side, side), logits (N, 21, side, side), presence bool (N, 21).
+
+    The present classes of each image are background and class 8.
+    """
     generator = torch.Generator().manual_seed(0)
     noise = F.interpolate(torch.rand(images, 3, 12, 12, generator=generator), (side, side), mode="bicubic")
     logits = F.interpolate(torch.randn(images, 21, 6, 6, generator=generator), (side, side), mode="bilinear")
@@ -54,8 +60,8 @@ def pictures(images, side, where="cpu"):
     return (noise * 255).clamp(0, 255).byte().to(where), (2 * logits).to(where), presence.to(where)
 
 
-class _Taken(torch.autograd.Function):
-    """Takes time in forward and backward, and no core."""
+class Taken(torch.autograd.Function):
+    """Sleeps in the forward and in the backward pass: it takes time, but no core."""
 
     @staticmethod
     def forward(ctx, x, forward, backward):
@@ -70,7 +76,7 @@ class _Taken(torch.autograd.Function):
 
 
 class SimulatedNet(nn.Module):
-    """Stands for a network on an accelerator."""
+    """Takes the place of a network on an accelerator."""
 
     def __init__(self):
         super().__init__()
@@ -79,10 +85,10 @@ class SimulatedNet(nn.Module):
 
 @dataclass(frozen=True)
 class SimulatedTask:
-    """A step of `network` seconds for as many images as `inputs` holds, a third of it forward, with the CRF of each.
+    """A step of all images of `inputs`: the network takes `network` seconds, a third of them forward; CRFs are real.
 
-    All that an accelerator would compute, softmax and losses too, is in those seconds: the first three arguments of
-    `crf_masks` are there from the start.
+    The seconds include all that an accelerator would compute, softmax and losses too. So `inputs`, the first three
+    arguments of `crf_masks`, are known from the start.
     """
 
     crf: Any  # ActorCRF or InlineCRF
@@ -95,7 +101,7 @@ class SimulatedTask:
     def losses(self, net, batch):
         chosen = batch["image"].tolist()
         share = self.network * len(chosen) / len(self.inputs[0])
-        output = _Taken.apply(net.weight, share / 3, share * 2 / 3)
+        output = Taken.apply(net.weight, share / 3, share * 2 / 3)
         images, probs, labels = ([column[i] for i in chosen] for column in self.inputs)
         crf = self.crf.send(lambda: (images, probs, labels), CPU)
         return Halfway(crf, lambda: {"main": Means(output * crf.masks().sum(), self.counts(batch)["main"])})

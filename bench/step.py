@@ -1,11 +1,12 @@
-"""Time and peak memory of training steps at a preset's full size, and the hours that VOC's 10,582 images would take.
+"""Prints time and peak memory of a preset's training steps, and the hours of a training on VOC's 10,582 images.
 
     python bench/step.py [--preset paper] [--stage static|dynamic] [--batch 1] [--micro-batch N] [--steps 2]
                          [--crf inline|exact|none]
 
-Weights are random and images are smooth noise: neither changes what a step costs. The CRF of a dynamic step runs in
-this process, image by image, as in the published code (inline; its share is shown apart), or on the device of the
-training (exact; a part of the forward pass). Needs neither Ray nor MLflow, and pydensecrf for inline alone.
+Weights are random and images are smooth noise: neither changes what a step costs. `--crf` chooses the CRF of a dynamic
+step: `inline` runs in this process, image by image, as in the published code, and its time is shown separately; `exact`
+runs on the device of the training, as a part of the forward pass; `none` costs nothing. The script needs neither Ray
+nor MLflow, and needs pydensecrf only for `inline`.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def crf_of(name, params):
 
 
 class FreeCRF:
-    """Some masks for nothing: what remains of a step is its network."""
+    """Takes the place of a CRF and returns constant masks, so that a step consists of the network only."""
 
     runs_on_actors = False
 
@@ -61,7 +62,7 @@ def build(chosen, stage, crf):
 def batch_of(task, images, where):
     image, _, presence = pictures(images, task.train.augment.crop, where)
     size = task.sampling.mask_size
-    # Both classes that are present: none may vanish, or L_diff would leave the image out.
+    # The masks have both present classes: if one vanished, the difference losses would leave the image out.
     coarse = torch.rand(images, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     mask = ((F.interpolate(coarse, (size, size), mode="bilinear")[:, 0] > 0.5) * 8).byte().to(where)
     masks = {name: mask.roll(3 * k, -1) for k, name in enumerate(task.sampling.masks)}

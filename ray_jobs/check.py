@@ -1,10 +1,11 @@
-"""Look at a data set as the jobs would read it, without Ray and without training anything.
+"""Check a data set as the jobs would read it, without Ray and without training.
 
     python ray_jobs/check.py --data DIR [--train-split NAME] [--split NAME] [--json FILE] [--sheet FILE.png]
     python ray_jobs/check.py --data DIR --knowledge DIR --advice DIR
 
-Prints the lists with their classes, images, pixels and sizes, warnings, and errors with their remedies. --json writes
-the same as data; --sheet draws twelve photographs under their named masks. The exit code is 2 where there are errors.
+Prints for each image list the number of images, their sizes, and the images and pixels of each class; then warnings,
+and errors with their remedies. --json writes the same to a JSON file; --sheet draws up to twelve photographs with their
+masks and the names of their classes. The exit code is 2 if there are errors.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""The paper's comparison: the same network on knowledge, advice (PSA retrained), m^D0, and with SSDD.
+"""The paper's comparison: the same network, trained on knowledge, on advice (PSA retrained), on m^D0, and with SSDD.
 
     python ray_jobs/compare.py [--compare.random-seeds 0 1] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 
-Prints the mean IoU of each with its spread over the random seeds; writes `compare.json` into the workspace.
+Prints the mean and the standard deviation of each mean IoU over the random seeds; writes `compare.json` into the
+workspace.
 """
 
 from ssdd.jobs import job

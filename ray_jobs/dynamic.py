@@ -1,4 +1,4 @@
-"""Image labels in, masks and a trained segmentation model out: seeds, static and dynamic refinement, evaluation.
+"""The whole method, from image labels to a trained network: seeds, static and dynamic refinement, evaluation.
 
 python ray_jobs/dynamic.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 ray job submit --working-dir . -- python ray_jobs/dynamic.py ...

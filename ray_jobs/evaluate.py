@@ -1,11 +1,12 @@
-"""Score a workspace's models on an image list, of the data they were trained on or of another VOC-layout folder.
+"""Score a workspace's networks on an image list of their training data or of another folder in VOC's layout.
 
     python ray_jobs/evaluate.py [--workspace DIR] [--data DIR] [--split val] [--submission FILE] [--FIELD VALUE ...]
     python ray_jobs/evaluate.py --preset paper --data DIR --dynamic.weights SEGMENTATION.pth
 
-Every field defaults to its value in the training, unless --preset says otherwise. The second form scores SSDD's
-published weights instead of a workspace's models. --submission writes the masks with CRF as VOC's test server takes
-them, results.tgz. --train trains first where the workspace has no trained models.
+Every field defaults to its value in the workspace's training or, with --preset, in the preset. The second form scores
+SSDD's published weights instead of a workspace's networks. --submission writes the masks of SSDD's network after the
+CRF as the archive that VOC's test server takes (results.tgz). --train trains the networks first if the workspace has
+none.
 """
 
 from functools import partial
@@ -28,7 +29,7 @@ def read_config(args, train):
     config = cli.parse(args, description=__doc__)
     if not (train or config.dynamic.weights):
         where = resolve(config.workspace, default="workspace", flag="--workspace")
-        method.find_trained(where)  # an error before anything is made there
+        method.find_trained(where)  # raises its error before anything is written there
     return config
 
 

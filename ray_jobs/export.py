@@ -1,12 +1,11 @@
-"""Write a trained network into one file, for other programs or for `ssdd.load` elsewhere.
+"""Write a trained network into one file, for other programs or for `ssdd.load` on another machine.
 
     python ray_jobs/export.py --model SOURCE --format onnx|torch|safetensors --output FILE
 
-SOURCE is a workspace (its last network; --network names another), SSDD's published segmentation weights (.pth), or a
-.safetensors file. onnx (.onnx) and torch (.pt2, of torch.export) hold the whole way from a photograph, uint8 RGB
-(H, W, 3) of any size, to the probabilities of its classes, float32 (C, H, W), at one scale; safetensors
-(.safetensors) holds the weights and the configuration. FILE appears if it computes what the network does. onnx needs
-the extra: pip install 'ssdd[export]'.
+SOURCE is a workspace, SSDD's published segmentation weights (.pth), or a .safetensors file. An onnx file (.onnx) or a
+torch file (.pt2, torch.export) takes a photograph of any size, uint8 RGB (H, W, 3), and gives the probability of each
+class at each pixel, float32 (C, H, W), computed at one scale. A safetensors file (.safetensors) has the weights and the
+configuration. FILE is written only if its results agree with the network's. onnx needs pip install 'ssdd[export]'.
 """
 
 import argparse
@@ -26,14 +25,23 @@ def main():
     parser.add_argument("--model", type=path_flag, required=True, metavar="SOURCE")
     parser.add_argument("--format", choices=list(SUFFIXES), required=True)
     parser.add_argument("--output", type=path_flag, required=True, metavar="FILE")
-    parser.add_argument("--network", metavar="NAME", help="of the workspace, as its job calls it (default: the last)")
-    parser.add_argument("--preset", choices=list(PRESETS), default="paper", help="of the published weights")
     parser.add_argument(
-        "--all-scales", action="store_true", help="all scales and mirror images of the configuration, not one"
+        "--network", metavar="NAME", help="which network of the workspace (default: dynamic, SSDD's network)"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        default="paper",
+        help="the preset that describes the network of published weights",
+    )
+    parser.add_argument(
+        "--all-scales",
+        action="store_true",
+        help="compute all scales and mirror images of the configuration, not only one scale",
     )
     chosen = parser.parse_args()
     if chosen.output.suffix != SUFFIXES[chosen.format]:
-        parser.error(f"--output {chosen.output}: a file of --format {chosen.format} ends in {SUFFIXES[chosen.format]}")
+        parser.error(f"--output {chosen.output}: use the suffix {SUFFIXES[chosen.format]} for --format {chosen.format}")
     segmenter = ssdd.load(chosen.model, chosen.network, chosen.preset)
     check = export.save(segmenter, chosen.output, chosen.all_scales)
     print(

@@ -1,9 +1,10 @@
-"""Masks of photographs by a trained network: of one, of a folder or of millions; a run goes on where it was killed.
+"""Segment one photograph or millions with a trained network; an interrupted run continues where it stopped.
 
     python ray_jobs/predict.py --model WORKSPACE --input PHOTOGRAPHS --output DIR [--no-crf] [--overlay] ...
 
-DIR/masks gets a palette PNG for each photograph, DIR/predictions.parquet a row: its classes, their shares of the
-pixels, the mean of the largest probability, and why a photograph could not be used.
+DIR/masks gets a palette PNG for each photograph. DIR/predictions.parquet gets a row for each: the classes, each class's
+share of the pixels, and the mean over the pixels of the highest class probability. For a photograph that could not be
+used, the row has the reason.
 """
 
 from ssdd import cli

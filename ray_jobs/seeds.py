@@ -1,4 +1,4 @@
-"""PSA's seeds (classifier, CAM, AffinityNet, random walk, CRF): knowledge and advice of the training list.
+"""Make PSA's seeds, the masks knowledge and advice, with a classifier, CAMs, AffinityNet, a random walk and a CRF.
 
     python ray_jobs/seeds.py [--preset NAME] [--data DIR] [--workspace DIR] [--FIELD VALUE ...]
 

@@ -1,9 +1,9 @@
-"""Seeds and their static refinement (sec. 4.1): knowledge, advice and the refined masks m^D0 of the training list.
+"""Make the seeds (knowledge, advice) of the training images and refine them into m^D0: static refinement (sec. 4.1).
 
     python ray_jobs/static.py [--preset NAME] [--data DIR] [--workspace DIR] [--output DIR] [--FIELD VALUE ...]
     python ray_jobs/static.py --data DIR --knowledge DIR --advice DIR --output DIR
 
-The second refines any two folders of masks or class maps of the same images (docs/other-methods.md), without PSA's
+The second form refines two folders with masks or class maps of another method (docs/other-methods.md) instead of PSA's
 seeds. --output writes the refined masks as ID.png into a new folder. `metrics-static.json` and `report-static.html` in
 the workspace have the scores.
 """
@@ -21,7 +21,7 @@ from ssdd.storage.paths import path_flag
 def run(output, session):
     folder = output and resolve(output, default="refined", flag="--output")
     if folder and folder.exists():
-        raise ConfigError(f"--output {folder}: is there already; name a new folder")
+        raise ConfigError(f"--output {folder}: already exists; name a new folder")
     weight_import.convert_all(session)
     refined = static.run(session, knowledge.run(session))
     scores = evaluate.score_refined(session, refined)

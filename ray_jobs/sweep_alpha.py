@@ -1,4 +1,4 @@
-"""Sweep the dynamic stage: alpha, its biases, its learning rate. Trainings, the poor ones of which are stopped (ASHA).
+"""Sweep alpha, biases or learning rate of the dynamic stage. Each trial is a training; ASHA stops the poor ones.
 
 python ray_jobs/sweep_alpha.py [--sweep.space dynamic.alpha=0:1] [--sweep.search random|optuna] [--FIELD VALUE ...]
 """

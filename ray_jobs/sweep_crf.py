@@ -1,4 +1,4 @@
-"""Sweep the CRF that makes advice: mean IoU of knowledge, CRF alone and SSDD + CRF (Fig. 6).
+"""Sweep the CRF that makes the advice: mean IoU of knowledge, of the CRF alone and of SSDD with the CRF (Fig. 6).
 
 python ray_jobs/sweep_crf.py [--sweep.space crf.bilateral-weight=1,3,5,10,20 ...] [--FIELD VALUE ...]
 """

@@ -9,14 +9,14 @@ from torch import Tensor
 
 @functools.cache
 def neighbour_offsets(radius: int) -> tuple[tuple[int, int], ...]:
-    """Offsets (dy, dx) of half the neighbours closer than `radius`; each pair of pixels occurs once."""
+    """Offsets (dy, dx) of half of the neighbours closer than `radius`, so that each pair of pixels occurs once."""
     right = [(0, dx) for dx in range(1, radius)]
     below = [(dy, dx) for dy in range(1, radius) for dx in range(-radius + 1, radius) if dy**2 + dx**2 < radius**2]
     return tuple(right + below)
 
 
 def _shifted(x: Tensor, radius: int, fill: float) -> list[Tensor]:
-    """The map x (N, C, h, w) as seen from each pixel's neighbours; `fill` outside the image."""
+    """For each offset, a map with the values of x (N, C, h, w) at the neighbours; `fill` outside the image."""
     height, width = x.shape[-2:]
     pad = radius - 1
     padded = F.pad(x, (pad, pad, 0, pad), value=fill)
@@ -26,7 +26,7 @@ def _shifted(x: Tensor, radius: int, fill: float) -> list[Tensor]:
 def pair_affinity(features: Tensor, radius: int) -> Tensor:
     """exp(-mean |f_i - f_j|) between each pixel and its P neighbours: (N, P, h, w) from features (N, C, h, w).
 
-    Pairs that leave the image have a meaningless value; `neighbour_labels` marks them 255.
+    Pairs with a neighbour outside the image have a meaningless value; `neighbour_labels` is 255 for them.
     """
     return torch.stack([torch.exp(-(features - n).abs().mean(1)) for n in _shifted(features, radius, 0)], 1)
 
@@ -57,7 +57,8 @@ def transition_matrix(features: Tensor, radius: int, beta: float) -> Tensor:
 def random_walk(transition: Tensor, scores: Tensor, steps: int) -> Tensor:
     """Scores (N, C, h, w) after `steps` steps of the walk.
 
-    Stepping the few score vectors costs far less than PSA's repeated squaring of the matrix and gives the same.
+    Multiplying the few score vectors in each step costs far less than PSA's repeated squaring of the matrix. The result
+    is the same.
     """
     walked = scores.flatten(2).transpose(1, 2)
     for _ in range(steps):

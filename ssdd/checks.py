@@ -1,4 +1,4 @@
-"""Which configurations cannot work: each is refused with its fields and the remedy, before anything runs."""
+"""Validation of a configuration before anything runs: finds the fields that cannot work, each with the remedy."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from ssdd.storage.paths import ABSENT, stat
 
 
 def validate(config: Config) -> None:
-    """Refuse values that cannot work, before anything runs. Raises ConfigError that names each field."""
+    """Raise a ConfigError that lists every field whose value cannot work, with the remedy."""
     problems: list[tuple[str, str]] = []
 
     def check(ok: bool, field_name: str, remedy: str) -> None:
@@ -20,7 +20,7 @@ def validate(config: Config) -> None:
             problems.append((field_name.replace("_", "-"), remedy))
 
     for name, number in numbers(config):
-        check(math.isfinite(number), name, f"is {number}, which is no number to compute with")
+        check(math.isfinite(number), name, f"is {number}, but must be a finite number")
     if problems:
         raise _error(problems)
     trainings = {
@@ -37,13 +37,15 @@ def validate(config: Config) -> None:
         check(train.batch_size >= 1, f"{name}.batch-size", "must be at least 1")
         check(train.lr > 0, f"{name}.lr", "must be positive")
         check(train.new_layers_lr > 0, f"{name}.new-layers-lr", "must be positive")
-        check(0 <= train.momentum < 1, f"{name}.momentum", "must lie in 0..1, below 1")
+        check(0 <= train.momentum < 1, f"{name}.momentum", "must be at least 0 and below 1")
         check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
         low, high = train.augment.resize
         check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
         if not name.startswith("seeds"):
             check(
-                low >= train.augment.crop, f"{name}.augment.resize", "must not be below the crop: masks have no padding"
+                low >= train.augment.crop,
+                f"{name}.augment.resize",
+                "must not be below the crop size: masks cannot be padded",
             )
         check(train.augment.jitter[3] <= 0.5, f"{name}.augment.jitter", "the hue must be at most 0.5")
     for name, crf in (
@@ -52,7 +54,7 @@ def validate(config: Config) -> None:
     ):
         check(crf.iterations >= 1, f"{name}.iterations", "must be at least 1")
         for width in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            remedy = f"must be at least {MIN_WIDTH}: narrower kernels can end the process of the CRF"
+            remedy = f"must be at least {MIN_WIDTH}: narrower kernels can crash the CRF's process"
             check(getattr(crf, width) >= MIN_WIDTH, f"{name}.{width}", remedy)
     for name, weights in weight_files(config):
         try:
@@ -64,7 +66,7 @@ def validate(config: Config) -> None:
     check(1 <= config.network.levels <= 3, "network.levels", "must be 1, 2 or 3")
     strides = [stride for stride in (1, 2, 4, 8, 16) if stride <= output_stride]
     fits = config.network.stride in (None, *strides)
-    check(fits, "network.stride", f"must be one of {strides}: at most the backbone's output stride")
+    check(fits, "network.stride", f"must be one of {strides}, at most the backbone's output stride")
     stride = max(1, config.network.feature_stride)
     check(config.network.head_dilation >= 1, "network.head-dilation", "must be at least 1")
     # Reflection padding must be smaller than the map that it pads.
@@ -80,7 +82,7 @@ def validate(config: Config) -> None:
             f"{side} pixels at stride {stride} is too small for --network.head-dilation {config.network.head_dilation}",
         )
     for name, scales in (("evaluate.scales", config.evaluate.scales), ("seeds.cam-scales", config.seeds.cam_scales)):
-        check(bool(scales) and min(scales) > 0, name, "needs at least one scale, all of them positive")
+        check(bool(scales) and min(scales) > 0, name, "needs at least one scale, and every scale must be positive")
     for name, size in (("head-channels", config.network.head_channels), ("upsample", config.network.upsample)):
         check(size >= 1, f"network.{name}", "must be at least 1")
     check(config.network.ddnet_channels >= 4, "network.ddnet-channels", "must be at least 4")
@@ -93,18 +95,21 @@ def validate(config: Config) -> None:
     for name, ratio in (("static", config.static.bad_ratio), ("dynamic", config.dynamic.bad_ratio)):
         check(0 <= ratio <= 1, f"{name}.bad-ratio", "must lie in 0..1 (0: no image is left out)")
     check(config.rounds >= 1, "rounds", "must be at least 1")
-    further = config.rounds == 1 or not config.dynamic.weights
-    check(further, "rounds", "a further round trains the dynamic stage: leave --dynamic.weights out")
+    can_repeat = config.rounds == 1 or not config.dynamic.weights
+    check(
+        can_repeat, "rounds", "more than one round needs a training of the dynamic stage: leave out --dynamic.weights"
+    )
     repeats = config.compare.random_seeds
-    check(bool(repeats), "compare.random-seeds", "needs at least one seed")
-    check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must differ from each other")
+    check(bool(repeats), "compare.random-seeds", "needs at least one random seed")
+    check(len(set(repeats)) == len(repeats), "compare.random-seeds", "must not contain the same random seed twice")
     check(bool(config.compare.rows), "compare.rows", "needs at least one row")
     check(config.sweep.trials >= 1, "sweep.trials", "must be at least 1")
     check(config.sweep.images >= 1, "sweep.images", "must be at least 1")
     check(config.sweep.parallel is None or config.sweep.parallel >= 1, "sweep.parallel", "must be at least 1")
-    check(0 < config.sweep.gpu <= 1, "sweep.gpu", "must lie in 0..1, above 0")
-    own = config.sweep.split != config.split
-    check(own, "sweep.split", f"{config.split} is what is reported (--split): choose by another image list")
+    check(0 < config.sweep.gpu <= 1, "sweep.gpu", "must be above 0 and at most 1")
+    is_another_list = config.sweep.split != config.split
+    remedy = f"{config.split} is the list whose scores are reported (--split): score the trials on another one"
+    check(is_another_list, "sweep.split", remedy)
     check(config.step.parts is None or config.step.parts >= 1, "step.parts", "must be at least 1")
     check(config.step.micro_batch is None or config.step.micro_batch >= 1, "step.micro-batch", "must be at least 1")
     both = (config.knowledge is None) == (config.advice is None)
@@ -120,7 +125,7 @@ def validate(config: Config) -> None:
     check(config.inference_batch >= 1, "inference-batch", "must be at least 1")
     refused = {name for name, _ in problems}
     for name, number in numbers(config):
-        signed = name.endswith((".bias", ".background"))  # eq. 3's biases
+        signed = name.endswith((".bias", ".background"))  # the biases of eq. 3 may be negative
         check(number >= 0 or signed or name.replace("_", "-") in refused, name, "must not be negative")
     if problems:
         raise _error(problems)
@@ -132,7 +137,7 @@ def _error(problems: list[tuple[str, str]]) -> ConfigError:
 
 
 def numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in a configuration with the dotted name of its field; those of a tuple have the same name."""
+    """The dotted name and value of every number in a configuration; the numbers of a tuple share one name."""
     for entry in fields(config):
         value, name = getattr(config, entry.name), f"{prefix}{entry.name}"
         if is_dataclass(value):
@@ -144,7 +149,7 @@ def numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def weight_files(config: Config) -> list[tuple[str, Path]]:
-    """The published files that a configuration names, each with its field."""
+    """The published weight files that a configuration names: pairs of a field's dotted name and a path."""
     named = [
         ("seeds.classifier_weights", config.seeds.classifier_weights),
         ("seeds.affinity_weights", config.seeds.affinity_weights),

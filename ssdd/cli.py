@@ -1,4 +1,4 @@
-"""Command lines and YAML files as a configuration, by tyro."""
+"""Reading a configuration from a command line and a YAML file, with tyro."""
 
 import argparse
 from pathlib import Path
@@ -15,36 +15,36 @@ from ssdd.storage.paths import AnyPath, RemotePath, path_flag, to_path
 
 
 def parse(args: list[str] | None = None, description: str | None = None) -> Config:
-    """The configuration that a command line asks for: `--preset` chooses the defaults, every other flag changes one.
+    """The configuration of a command line: `--preset` chooses the defaults, every other flag sets one field.
 
-    `--config FILE` (see `presets.changes`) changes fields before the flags do.
+    `--config FILE` names a YAML file (see `presets.changes`) whose values replace the preset's; flags replace both.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS)
     first.add_argument("--config", type=path_flag)
-    known, _ = first.parse_known_args(args)
+    chosen, _ = first.parse_known_args(args)
     rest = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     rest.add_argument("--config")
     _, flags = rest.parse_known_args(args)
-    if known.config is None:
-        return override(PRESETS[known.preset or "mini"](), flags, description)
-    fields = _read(known.config)
-    preset = known.preset or fields.pop("preset", "mini")
+    if chosen.config is None:
+        return override(PRESETS[chosen.preset or "mini"](), flags, description)
+    fields = _read(chosen.config)
+    preset = chosen.preset or fields.pop("preset", "mini")
     if preset not in PRESETS:
-        raise ConfigError(f"{known.config}: preset {preset!r} is none of {', '.join(PRESETS)}")
+        raise ConfigError(f"{chosen.config}: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     try:
         default = changed(PRESETS[preset](), fields | {"preset": preset})
     except ConfigError as error:
-        raise ConfigError(f"{known.config}: {error}") from error
+        raise ConfigError(f"{chosen.config}: {error}") from error
     return override(default, flags, description)
 
 
 def override(default: Config, args: list[str] | None = None, description: str | None = None) -> Config:
-    """`default` with the fields that a command line names changed, checked.
+    """A copy of `default` with the fields that a command line sets, after `validate`.
 
     Raises:
-        SystemExit: the command line does not parse (a message was printed).
-        ConfigError: values that cannot work, see `validate`.
+        SystemExit: the command line cannot be parsed (a message was printed).
+        ConfigError: values cannot work, see `validate`.
     """
     config = tyro.cli(Config, args=args, default=default, description=description, registry=TYPES)
     validate(config)
@@ -55,16 +55,16 @@ Options = TypeVar("Options")
 
 
 def options(kind: type[Options], args: list[str] | None = None, description: str | None = None) -> Options:
-    """The fields of a dataclass from a command line. SystemExit where it does not parse (a message was printed)."""
+    """A dataclass with its fields from a command line. SystemExit if it cannot be parsed (a message was printed)."""
     return tyro.cli(kind, args=args, description=description, registry=TYPES)
 
 
 def script_flags(args: list[str] | None = None, **flags: dict[str, Any]) -> tuple[argparse.Namespace, list[str]]:
-    """The values of flags that are no fields of the configuration, and the command line without them.
+    """The values of a script's own flags, which are not fields of the configuration, and the other arguments.
 
     Args:
-        args: the command line; that of this process if None.
-        flags: by name with underscores, each with its options for argparse.
+        args: the command line; None for the command line of this process.
+        flags: argparse's options for each flag, by the flag's name with underscores.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, options in flags.items():
@@ -78,9 +78,9 @@ def _read(path: AnyPath) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: is no YAML: {error}") from error
+        raise ConfigError(f"--config {path}: is not valid YAML: {error}") from error
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise ConfigError(f"--config {path}: must hold fields and values, `dynamic.alpha: 0.5` say")
+        raise ConfigError(f"--config {path}: must map fields to values, for example `dynamic.alpha: 0.5`")
     return flatten(fields)
 
 
@@ -88,8 +88,8 @@ TYPES = tyro.constructors.ConstructorRegistry()
 
 
 @TYPES.primitive_rule
-def _folder(field: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """How tyro reads a field that takes a path of a disk or an object store, or None."""
+def _path_rule(field: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """How tyro reads a field whose value is a path on a disk or in an object store; None for other fields."""
     kinds = set(get_args(field.type))
     if kinds - {type(None)} != {Path, RemotePath}:
         return None

@@ -10,14 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-USAGE = """usage: ssdd JOB ...      (ssdd JOB --help lists what it takes)
+USAGE = """usage: ssdd JOB ...      (ssdd JOB --help lists the job's flags)
        ssdd --tyro-print-completion {bash,zsh,tcsh}
        ssdd --version
 """
 
 
 def scripts() -> dict[str, Path]:
-    """The scripts of ray_jobs/ by the name of their job, as they were installed with this package."""
+    """The scripts of ray_jobs/, as installed with this package, by job name."""
     spec = importlib.util.find_spec("ray_jobs")
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     return {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.py"))}
@@ -43,8 +43,8 @@ def main() -> None:
         runpy.run_module(f"ray_jobs.{args[0]}", run_name="__main__")
     else:
         similar = difflib.get_close_matches(args[0], jobs, 1)
-        hint = f"do you mean {similar[0]!r}?" if similar else f"there are {', '.join(jobs)}"
-        sys.exit(f"ssdd: {args[0]!r} is no job; {hint}")
+        hint = f"did you mean {similar[0]!r}?" if similar else f"the jobs are {', '.join(jobs)}"
+        sys.exit(f"ssdd: {args[0]!r} is not a job; {hint}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _NoFields:
 
 
 def _completion(jobs: list[str]) -> None:
-    """Print what a shell needs to complete the names of jobs and their fields, by tyro."""
+    """Print tyro's completion script, with which a shell completes the names of jobs and their fields."""
     import tyro
 
     from ssdd.cli import TYPES
@@ -62,5 +62,5 @@ def _completion(jobs: list[str]) -> None:
 
     predict = PredictConfig(model=Path("workspace"), input="photographs", output=Path("masks"))
     defaults: dict[str, Any] = {name: mini() for name in jobs} | {"predict": predict}
-    defaults |= dict.fromkeys(("label", "export"), _NoFields())  # which have flags of their own
+    defaults |= dict.fromkeys(("label", "export"), _NoFields())  # these jobs have no fields, but flags of argparse
     tyro.cli(tyro.extras.subcommand_type_from_defaults(defaults), prog="ssdd", registry=TYPES)

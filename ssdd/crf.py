@@ -9,25 +9,25 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_WIDTH = 0.01
-"""The smallest width of a kernel. pydensecrf aborts the process where an image's side, or 255 for the grey levels,
-is more than 25 million times a width (measured at sides of 16 to 256 pixels). With this bound that takes a side above
-250,000 pixels."""
+"""The smallest width that a kernel may have. pydensecrf aborts the process if an image's side (or 255, for a width in
+grey levels) is more than 25 million times a width (measured at sides of 16 to 256 pixels). With this minimum, that
+happens only at sides above 250,000 pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CRFParams:
-    """Weights and widths of the two kernels (method notes to sec. 5.2) and the number of mean-field steps."""
+    """Weights and widths of the two kernels (sec. 5.2, docs/method.md) and the number of mean-field steps."""
 
     gaussian_weight: float = 3
     """Weight w_g of the Gaussian smoothness kernel."""
     gaussian_sxy: float = 3
-    """Its width theta_gamma, in pixels."""
+    """Width theta_gamma of the Gaussian kernel, in pixels."""
     bilateral_weight: float = 10
     """Weight w_rgb of the bilateral appearance kernel."""
     bilateral_sxy: float = 80
-    """Its width theta_alpha, in pixels."""
+    """Width theta_alpha of the bilateral kernel, in pixels."""
     bilateral_srgb: float = 13
-    """Its width theta_beta, in grey levels."""
+    """Width theta_beta of the bilateral kernel, in grey levels."""
     iterations: int = 10
     """Mean-field iterations: 10 offline and at test time, 3 inside training."""
 
@@ -75,32 +75,33 @@ def dense_crf(image: np.ndarray, probs: np.ndarray, params: CRFParams) -> np.nda
 def segment_image(
     image: np.ndarray, probs: np.ndarray, crfs: dict[str, CRFParams], min_probability: float, sharpen: float
 ) -> dict[str, np.ndarray]:
-    """Test-time masks of one image: the best class at each pixel, and the best one after each CRF.
+    """Test-time masks of one image: the best class at each pixel, and the best class after each CRF.
 
     Args:
         image: uint8 (H, W, 3).
         probs: float32 (C, H, W), of all classes.
-        crfs: by name.
-        min_probability: a CRF leaves out the labels whose probability stays below this everywhere.
-        sharpen: the CRFs get the softmax of so many times the probabilities; 0: the probabilities themselves.
+        crfs: the CRFs' parameters by name.
+        min_probability: the CRFs leave out classes whose probability is below this at all pixels.
+        sharpen: the CRFs get softmax(sharpen * probs) over the classes; 0: they get `probs`.
 
     Returns:
-        uint8 (H, W) by the names of the CRFs, and under "" without one.
+        masks, uint8 (H, W), by the names of the CRFs; the mask without a CRF has the name "".
     """
     masks = {"": probs.argmax(0).astype(np.uint8)}
     peak = probs.max((1, 2))
     labels = np.flatnonzero(peak >= min(min_probability, peak.max())).astype(np.uint8)
-    # A factor per pixel cancels in the CRF.
+    # A constant factor at a pixel cancels in the CRF, so the softmax needs no denominator.
     unary = np.exp(sharpen * (probs - probs.max(0))) if sharpen else probs
     return masks | {name: labels[dense_crf(image, unary[labels], crf).argmax(0)] for name, crf in crfs.items()}
 
 
 def without_absent(probs: np.ndarray, absent: Sequence[int]) -> np.ndarray:
-    """Class probabilities, changed in place: those of absent classes become 0, and the others sum to one again.
+    """Set the probabilities of absent classes to 0, in place, and rescale the others to sum to one.
 
     Args:
         probs: float32 (C, H, W).
-        absent: foreground classes that the image does not have. Where no other class is probable, it is background.
+        absent: foreground classes that the image does not have. Pixels at which no other class has a probability
+            become background.
     """
     if absent:
         probs[list(absent)] = 0
@@ -112,12 +113,12 @@ def without_absent(probs: np.ndarray, absent: Sequence[int]) -> np.ndarray:
 def segment_present(
     image: np.ndarray, probs: np.ndarray, crf: CRFParams | None, min_probability: float, sharpen: float
 ) -> np.ndarray:
-    """`segment_image` among the classes that have a probability anywhere; the CRF cannot choose another one.
+    """`segment_image` with only the classes that have a probability above 0 at some pixel.
 
     Args:
         image: uint8 (H, W, 3).
         probs: float32 (C, H, W), of all classes; 0 everywhere for those that the image does not have.
-        crf: None for the best class at each pixel.
+        crf: the CRF's parameters; None: no CRF, but the best class at each pixel.
         min_probability, sharpen: see `segment_image`.
 
     Returns:
@@ -137,11 +138,11 @@ def crf_masks(
     Args:
         images: each uint8 (H, W, 3).
         probs: for each image, probabilities of its presence labels, (n, H, W).
-        labels: for each image, the class of each of them, uint8 (n,).
-        params: of the CRF.
+        labels: for each image, the class index of each presence label, in the order of `probs`, uint8 (n,).
+        params: the CRF's parameters.
 
     Returns:
-        the class of the best label at each pixel, uint8 (N, H, W).
+        the class index of the best label at each pixel, uint8 (N, H, W).
     """
     masks = []
     for image, prob, label in zip(images, probs, labels, strict=True):

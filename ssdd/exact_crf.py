@@ -1,7 +1,8 @@
-"""The dense CRF without approximation, on the device of its inputs: mean field by blocked matrix products.
+"""Mean-field inference in the dense CRF with exact kernels: blocked matrix products on the device of the inputs.
 
-pydensecrf filters on a permutohedral lattice, which approximates the appearance kernel. Here it acts between all pairs
-of pixels, like an attention without learned parts. The smoothness kernel is separable and acts on rows and columns.
+pydensecrf filters on a permutohedral lattice, which approximates the appearance kernel. Here the kernel
+acts between all pairs of pixels, like attention without learned parameters. The smoothness kernel is separable and acts
+on rows and columns.
 """
 
 import torch
@@ -21,11 +22,11 @@ def mean_field(images: Tensor, probs: Tensor, params: CRFParams) -> Tensor:
         params: kernel weights, widths and iterations.
 
     Returns:
-        (N, C, H, W) of the type of `probs`, zero where `probs` is zero in the whole image.
+        (N, C, H, W) of the dtype of `probs`; zero for labels whose `probs` are zero in the whole image.
     """
     n, classes, height, width = probs.shape
     possible = probs.amax((2, 3), keepdim=True) > 0
-    # The same floor as in `dense_crf`. A label that an image cannot have takes no part.
+    # The same floor as in `dense_crf`. Labels that an image cannot have are excluded.
     unary = probs.clamp(min=1e-5).log().masked_fill(~possible, -torch.inf)
     rows, columns = (_gaussian(side, params.gaussian_sxy, probs) for side in (height, width))
     features = _features(images.to(probs.dtype), params)
@@ -49,7 +50,7 @@ def _gaussian(side: int, sigma: float, like: Tensor) -> Tensor:
 
 
 def _features(images: Tensor, params: CRFParams) -> Tensor:
-    """Places and colours in units of the appearance kernel's widths: (N, HW, 5), centred for precision's sake."""
+    """Positions and colours divided by the appearance kernel's widths: (N, HW, 5), centred for better precision."""
     n, _, height, width = images.shape
     y = torch.arange(height, dtype=images.dtype, device=images.device).view(1, 1, -1, 1) / params.bilateral_sxy
     x = torch.arange(width, dtype=images.dtype, device=images.device).view(1, 1, 1, -1) / params.bilateral_sxy
@@ -67,7 +68,7 @@ def _bilateral(features: Tensor, values: Tensor) -> Tensor:
     size = max(1, BLOCK // (n * pixels))
     for first in range(0, pixels, size):
         block = slice(first, first + size)
-        # The exponent is never above 0; rounding may make it so.
+        # The exact exponent is at most 0; rounding can make it positive.
         exponent = torch.baddbmm(half.transpose(1, 2), features[:, block], transposed).add_(half[:, block])
         out.append(exponent.clamp_(max=0).exp_() @ values)
     return torch.cat(out, 1)

@@ -1,4 +1,4 @@
-"""A trained network as one file, checked before it appears; `ssdd.load` and other programs read it."""
+"""Export a trained network to one file, checked before it appears; `ssdd.load` and other programs read the file."""
 
 import functools
 from dataclasses import replace
@@ -15,36 +15,38 @@ from ssdd.storage.artifacts import whole
 from ssdd.storage.paths import AnyPath
 
 SIZES = ((375, 500), (331, 222), (97, 211), (64, 643), (41, 37))
-"""Heights and widths of the photographs of the check."""
+"""Height and width of each photograph of the check."""
 ENOUGH = 0.999
-"""The share of pixels that must have the same class."""
+"""An export is accepted if at least this share of pixels gets the same class as from the network."""
 
 
 class ExportError(RuntimeError):
-    """A network that cannot be exported in a format; the message says what to do."""
+    """A network cannot be exported in a format; the message says what to do."""
 
 
 class Check(NamedTuple):
-    """How a file compares with the network that it was made from."""
+    """The comparison of an exported file with its network."""
 
     equal: float
     """Share of pixels with the same class."""
     difference: float
-    """The largest one of a probability."""
+    """The largest difference of a probability."""
 
 
 def save(segmenter: Segmenter, path: AnyPath, all_scales: bool = False) -> Check:
-    """Write a network into one file, which appears only if it computes what the network does.
+    """Write a network into one file, which appears only if `compare` finds at least `ENOUGH` equal pixels.
 
     Args:
         segmenter: from a workspace, published weights or a `.safetensors` file.
         path: its suffix names the format: `.onnx`, `.pt2` or `.safetensors`.
-        all_scales: all test-time scales and mirror images of the configuration; `.onnx` and `.pt2` else have one image
-            of its size. A `.safetensors` file has the weights and the whole configuration anyway.
+        all_scales: whether an `.onnx` or `.pt2` file uses all test-time scales and mirror images of the configuration,
+            or only scale 1 without a mirror image. A `.safetensors` file always has the whole configuration.
 
     Raises:
-        ConfigError: another suffix, a segmenter of another source, or a missing library.
-        ExportError: torch cannot export the network, or the file computes something else.
+        ConfigError: the suffix is none of these, a library is missing, or the segmenter is from an `.onnx` or `.pt2`
+            file.
+        ExportError: torch cannot export the network, or the file gives other classes.
+        OSError: the file cannot be written.
     """
     kind = next((name for name, suffix in exported.SUFFIXES.items() if suffix == path.suffix), None)
     if kind is None:
@@ -63,29 +65,30 @@ def save(segmenter: Segmenter, path: AnyPath, all_scales: bool = False) -> Check
             exported.WRITERS[kind](net, described, aside)
         except (ConfigError, OSError):
             raise
-        except Exception as error:  # torch refuses in many ways
+        except Exception as error:  # torch raises errors of many types
             raise ExportError(
                 f"{path}: torch cannot export the backbone {config.network.backbone.name} as {kind} "
                 f"({exported.first_line(error)}); "
-                "a .safetensors file can hold every network"
+                "choose a .safetensors file, which works for every network"
             ) from error
         written, described = exported.read(aside)
         check = compare(Segmenter(written, *described), Segmenter(net, config, classes))
         if check.equal < ENOUGH:
             raise ExportError(
-                f"{path}: only {check.equal:.2%} of pixels have the network's class, probabilities differ by up to "
-                f"{check.difference:.2g}; nothing was written. A .safetensors file can hold every network"
+                f"{path}: only {check.equal:.2%} of pixels have the network's class, and probabilities differ by "
+                f"up to {check.difference:.2g}; nothing was written. Choose a .safetensors file, which works for every "
+                "network"
             )
     return check
 
 
 def one_scale(config: Config) -> Config:
-    """A configuration whose test-time inference looks at each photograph once."""
+    """The configuration with a single scale and no mirror images at test time."""
     return replace(config, evaluate=replace(config.evaluate, scales=(1.0,), mirror=False))
 
 
 def compare(one: Segmenter, other: Segmenter) -> Check:
-    """How two segmenters differ on `photographs`."""
+    """Compare two segmenters on `photographs`."""
     equal = pixels = 0
     difference = 0.0
     for image in photographs():
@@ -98,7 +101,7 @@ def compare(one: Segmenter, other: Segmenter) -> Check:
 
 @functools.cache
 def photographs() -> tuple[np.ndarray, ...]:
-    """Drawn photographs of `SIZES`: uint8 (H, W, 3) each."""
+    """Synthetic test images, one for each of `SIZES`: uint8 (H, W, 3)."""
     drawn = []
     for index, (height, width) in enumerate(SIZES):
         image, _ = drawn_scenes.render(0, "val", index, (max(width, 64), max(height, 64)))

@@ -1,4 +1,4 @@
-"""Fields of a configuration by their dotted names (`dynamic.alpha`): as plain data, read back, and changed."""
+"""A configuration as plain data and back, and its fields by dotted names such as `dynamic.alpha`."""
 
 import dataclasses
 import difflib
@@ -21,7 +21,7 @@ def from_dict(data: dict[str, Any]) -> Config:
     """The inverse of `to_dict`.
 
     Raises:
-        TypeError, ValueError: `data` has other fields than this version's configuration, or a value of another type.
+        TypeError, ValueError: `data` has other fields than this version's configuration, or a value of a wrong type.
     """
     return _rebuild(Config, data)
 
@@ -36,7 +36,7 @@ def _rebuild(kind: Any, data: Any) -> Any:
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted names, as on the command line."""
+    """Nested dicts as one flat dict, whose keys are dotted names as on the command line."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -44,15 +44,15 @@ def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed(default: Config, values: dict[str, Any]) -> Config:
-    """`default` with some fields changed, checked.
+    """A copy of `default` with some fields changed, after `validate`.
 
     Args:
-        default: where the other fields come from.
-        values: by dotted name, `dynamic.alpha` say, with underscores or dashes. Each is of its field's type, or a text
-            of it as on the command line.
+        default: the configuration with the values of all other fields.
+        values: the new values by dotted name, such as `dynamic.alpha`, with underscores or dashes. Each has its field's
+            type or is a string as on the command line.
 
     Raises:
-        ConfigError: an unknown field, a value of another type, or one that cannot work.
+        ConfigError: a field does not exist, or a value has a wrong type or cannot work.
     """
     typed = {}
     for name, value in values.items():
@@ -63,15 +63,15 @@ def changed(default: Config, values: dict[str, Any]) -> Config:
         except (TypeError, ValueError) as error:
             if RemotePath in get_args(kind) and isinstance(value, str):
                 raise ConfigError(f"{name}: {error}") from None
-            shown = "the URL" if "://" in str(value) else repr(value)  # which may hold a password
-            raise ConfigError(f"{name}: {shown} is not of its field's type ({_spelled(kind)})") from None
+            shown = "the URL" if "://" in str(value) else repr(value)  # a URL may contain a password
+            raise ConfigError(f"{name}: {shown} is not a valid value; expected {_type_name(kind)}") from None
     config = replaced(default, typed)
     validate(config)
     return config
 
 
 def type_of(name: str) -> Any:
-    """The declared type of the field at a dotted name."""
+    """The declared type of a field, by its dotted name. ConfigError if there is no such field."""
     kind: Any = Config
     for word in name.split("."):
         kind = get_type_hints(kind).get(word) if dataclasses.is_dataclass(kind) else None
@@ -90,10 +90,10 @@ def _names(kind: Any, prefix: str = "") -> list[str]:
 
 
 def _convert(kind: Any, value: Any) -> Any:
-    """A value, or its text as on the command line, as one of a declared type.
+    """A value, or a string as on the command line, converted to a field's declared type.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: the conversion is impossible.
     """
     origin, inner = get_origin(kind), get_args(kind)
     optional = type(None) in inner
@@ -118,18 +118,18 @@ def _convert(kind: Any, value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A scalar as on the command line; TypeError for anything else."""
+    """A scalar as a string, as on the command line; TypeError for other values."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Path, RemotePath)):
         raise TypeError
     return str(value)
 
 
-def _spelled(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     return getattr(kind, "__name__", "") if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def replaced(config: Any, fields: dict[str, Any]) -> Any:
-    """`config` with values of the right types at dotted names; not checked."""
+    """A copy of `config` with new values by dotted name, each of its field's type; `validate` is not called."""
     for name, value in fields.items():
         head, _, rest = name.partition(".")
         config = replace(config, **{head: replaced(getattr(config, head), {rest: value}) if rest else value})

@@ -23,14 +23,15 @@ from ssdd.storage.paths import RemoteError
 from ssdd.storage.tables import DamagedTableError
 from ssdd.sweeps import base
 from ssdd.sweeps.base import Kind, Outcome, SweepError
-from ssdd.training.worker import DivergedError, LostError, OrderError
+from ssdd.training.worker import DivergedError, GPUMemoryError, LostError, OrderError
 
 Result = TypeVar("Result")
 ERRORS = (
     *(ConfigError, DataError, RemoteError, ResourceError, WeightsError),
-    *(CrashError, DivergedError, LostError, OrderError, DamagedTableError, SweepError, TrackingError),
+    *(CrashError, DivergedError, GPUMemoryError, LostError, OrderError),
+    *(DamagedTableError, SweepError, TrackingError),
 )
-"""Errors that the user can do something about; their messages say what."""
+"""Errors that the user can fix; their messages say how."""
 
 
 def job(
@@ -40,26 +41,26 @@ def job(
     config: Callable[[], Config] | None = None,
     report: Callable[[Result], list[str]] = table_lines,  # type: ignore[assignment]
 ) -> None:
-    """Run a job of a session and print its result, as `plain` does.
+    """Run a job in a new `Session` and print its result; errors end the process as in `plain`.
 
     Args:
-        name: of the job and of its MLflow run.
-        run: the work.
-        description: for --help.
-        config: reads the configuration; from the command line if None.
-        report: the result as lines for the terminal.
+        name: the name of the job and of its MLflow run.
+        run: does the work.
+        description: the text for --help.
+        config: reads the configuration; None to read it from the command line.
+        report: turns the result into lines for the terminal.
     """
 
-    def finished() -> list[str]:
+    def result_lines() -> list[str]:
         chosen = config() if config else cli.parse(description=description)
         with Session(chosen, name) as session:
             return report(run(session))
 
-    plain(name, finished)
+    plain(name, result_lines)
 
 
 def plain(name: str, run: Callable[[], list[str]]) -> None:
-    """Run something and print the lines that it gives; `ERRORS` end the process with their message alone."""
+    """Print the lines that `run` returns; `ERRORS` end the process with their message, without a traceback."""
     try:
         lines = run()
     except ERRORS as error:
@@ -67,7 +68,7 @@ def plain(name: str, run: Callable[[], list[str]]) -> None:
     except OSError as error:
         if disk_is_full(error):
             what = f"no space left on the disk ({message_of(error)})"
-            sys.exit(f"{name}: {what}; make some and give the same command again: it goes on")
+            sys.exit(f"{name}: {what}; free some space and run the same command again: it continues the job")
         if isinstance(original_error(error), PermissionError):
             sys.exit(f"{name}: {message_of(error)}; give the user that runs the job the right to read and write there")
         raise
@@ -78,12 +79,12 @@ def plain(name: str, run: Callable[[], list[str]]) -> None:
 def sweep_config(
     kind: Callable[[Config], Kind], args: list[str] | None = None, description: str | None = None
 ) -> Config:
-    """The configuration of a sweep, see `sweeps.base.checked`.
+    """The configuration of a sweep, from a command line and checked by `sweeps.base.checked`.
 
     Args:
-        kind: the sweep that a configuration asks for.
-        args: the command line; that of this process if None.
-        description: for --help, which the metrics of the default sweep are added to.
+        kind: a function that makes the sweep for a configuration.
+        args: the command line; None for the command line of this process.
+        description: the text for --help, to which the metrics of the default sweep are added.
     """
     metrics = ", ".join(kind(PRESETS["mini"]()).metrics)
     config = cli.parse(args, f"{description}\nMetrics (--sweep.metric): {metrics}")
@@ -96,6 +97,6 @@ def sweep(
     kind: Callable[[Config], Kind],
     run: Callable[[Session, Kind], Outcome] = base.run,
 ) -> None:
-    """Run the job of a sweep; `kind` is the one that a configuration asks for."""
+    """Run the job of a sweep, which `kind` makes for a configuration."""
     config = partial(sweep_config, kind, description=description)
     job(name, lambda session: run(session, kind(session.config)), description, config, base.lines)

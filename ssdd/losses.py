@@ -1,7 +1,7 @@
-"""The losses of the paper (eqs. 2, 8) and of PSA. Every one is finite, also where nothing is labelled.
+"""The losses of the paper (eqs. 2, 8) and of PSA. All are finite, even if no pixel has a label.
 
-Each is a `Means`: totals and how many values they are of, so that a batch may be computed in parts, and by several
-workers, and still give the mean over all of its pixels.
+Each loss is a `Means`: totals, and the number of values in each total. So a batch can be computed in parts and by
+several workers, and its loss is the same as if it were computed at once.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Means:
     weights: tuple[float, ...] = (1.0,)
 
     def value(self, counts: Tensor | None = None) -> Tensor:
-        """The scalar loss; or, with the `counts` (T,) of a whole batch, this part's share of it."""
+        """The loss, a scalar. With the `counts` (T,) of a whole batch: this part's contribution to the batch's loss."""
         means = self.totals / (self.counts if counts is None else counts).clamp(min=1)
         return torch.stack([weight * mean for weight, mean in zip(self.weights, means, strict=True)]).sum()
 
@@ -58,21 +58,21 @@ def segmentation_counts(mask: Tensor) -> Tensor:
 def difference_loss(logits: Tensor, difference: Tensor, keep: Tensor) -> Means:
     """One term of eq. 2: binary cross entropy, balanced between differing and agreeing pixels.
 
-    The mean over the differing pixels and the mean over the agreeing ones count one half each; a side without
-    pixels adds nothing.
+    The mean over the differing pixels and the mean over the agreeing pixels have the weight 1/2 each. A mean over no
+    pixels is 0.
 
     Args:
         logits: DD-Net's output (N, H, W), before the sigmoid.
         difference: bool (N, H, W), see `refine.difference`.
         keep: bool (N,), False for the bad training samples.
     """
-    logits = torch.where(keep.view(-1, 1, 1), logits, 0)  # not in the mean: 0 times the gradient of a NaN is a NaN
+    logits = torch.where(keep.view(-1, 1, 1), logits, 0)  # a gradient of NaN times 0 would be NaN
     loss = F.binary_cross_entropy_with_logits(logits.float(), difference.float(), reduction="none")
     return _means(loss, _sides(difference, keep), (0.5, 0.5))
 
 
 def difference_losses(d_knowledge: Tensor, d_advice: Tensor, difference: Tensor, vanished: Tensor) -> Means:
-    """L_diff of one module (eqs. 2, 6, 12): both masks of the pair predict their difference.
+    """L_diff of one module (eqs. 2, 6, 12): DD-Net predicts the difference from each of the two masks.
 
     Args:
         d_knowledge, d_advice: DD-Net's logits (N, h, w).

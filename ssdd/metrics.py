@@ -4,11 +4,11 @@ import numpy as np
 
 
 class ConfusionMatrix:
-    """Pixel counts of (target, prediction), from which IoU follows.
+    """Counts pixels by their class in the target (the true mask) and in the prediction, and computes IoU.
 
     Args:
         num_classes: number of classes, background included.
-        ignore_index: target value of pixels that do not count.
+        ignore_index: value of target pixels that are not counted.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255):
@@ -18,7 +18,7 @@ class ConfusionMatrix:
 
     @classmethod
     def of(cls, counts: np.ndarray) -> "ConfusionMatrix":
-        """With counts (C, C) that were summed elsewhere."""
+        """A matrix of given counts (C, C), for example summed over workers."""
         matrix = cls(len(counts))
         matrix.counts = counts
         return matrix
@@ -27,7 +27,7 @@ class ConfusionMatrix:
         """Count the pixels of integer masks of equal shape.
 
         Raises:
-            ValueError: shapes differ, or a value is no class (the target's `ignore_index` aside).
+            ValueError: the shapes differ, or a value at a counted pixel is not a class.
         """
         prediction, target = np.asarray(prediction), np.asarray(target)
         if prediction.shape != target.shape:
@@ -41,7 +41,7 @@ class ConfusionMatrix:
         self.counts += flat.reshape(self.counts.shape)
 
     def iou(self) -> np.ndarray:
-        """float64 (C,) in 0..1; NaN for a class that neither target nor prediction has."""
+        """IoU of each class, float64 (C,) in 0..1; NaN for a class that neither target nor prediction has."""
         hit = np.diag(self.counts).astype(float)
         union = self.counts.sum(0) + self.counts.sum(1) - hit
         return np.divide(hit, union, out=np.full(self.num_classes, np.nan), where=union > 0)
@@ -52,11 +52,11 @@ class ConfusionMatrix:
         return bool(self.counts[1:].any())
 
     def foreground_ratio(self) -> float:
-        """Foreground pixels of the prediction over those of the target; NaN where the target has none."""
+        """Foreground pixels of the prediction over those of the target; NaN if the target has none."""
         target, prediction = self.counts[1:].sum(), self.counts[:, 1:].sum()
         return float(prediction / target) if target else float("nan")
 
     def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that occur; NaN where nothing was counted."""
+        """Mean of `iou` over the classes that occur; NaN if no pixel was counted."""
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")

@@ -21,7 +21,7 @@ from ssdd.fields import flatten, to_dict
 
 
 def paper() -> Config:
-    """Sec. 5.1's values, where the paper is silent those of the published code and of PSA."""
+    """The values of sec. 5.1, completed by values of the published code and of PSA where the paper has none."""
     psa: dict[str, Any] = dict(lr=0.1, schedule="poly", weight_decay=5e-4, momentum=0.0)
     return Config(
         preset="paper",
@@ -42,11 +42,11 @@ def paper() -> Config:
 def mini() -> Config:
     """The embedded data set on a laptop: a light pretrained backbone, small inputs, few epochs.
 
-    alpha and the random walk's length belong to PSA's finer and better trained maps; here they are smaller.
+    PSA's alphas and number of random walk steps fit finer and better trained maps, so smaller values are used here.
     """
     augment = AugmentConfig(crop=160, resize=(160, 200))
-    # Trained on the CRFs of its own masks, a network of few epochs soon sees too little foreground. So a class that
-    # loses a tenth of its pixels already counts as wiped out and is kept, and the bias is against background.
+    # A network that is trained for few epochs on its own masks after a CRF soon predicts too little foreground. So a
+    # class that loses over a tenth of its pixels counts as vanished and is kept, and background gets a negative bias.
     protective = BiasConfig(bias=0.1, background=-0.06, vanish_ratio=0.9)
     return Config(
         preset="mini",
@@ -71,22 +71,22 @@ def mini() -> Config:
             alpha_walk=4,
             walk_steps=32,
         ),
-        # The drawn images have a third of a photograph's width: narrower kernels.
+        # The drawn images have a third of a photograph's width, so the kernels are narrower.
         crf=CRFParams(gaussian_sxy=1, bilateral_sxy=40),
         static=StaticConfig(
             train=TrainConfig(epochs=4, batch_size=8, lr=0.002, augment=augment),
-            # Coarse maps shrink much under a CRF: at 0.5 half of the images would have a vanished class.
+            # A CRF shrinks coarse masks a lot: at 0.5, half of the images would have a vanished class.
             bias=BiasConfig(bias=0.2, background=0.0, vanish_ratio=0.3),
             size=160,
         ),
         dynamic=DynamicConfig(
             train=TrainConfig(epochs=5, batch_size=8, lr=0.003, augment=augment),
-            baseline="knowledge",  # with a CRF at test time it is by far the stronger one here
+            baseline="knowledge",  # with a CRF at test time, this baseline is by far the stronger one
             baseline_lr=0.002,
             init="static",
             bias1=protective,
             bias2=protective,
-            # The widths of the full-size CRF on masks of a quarter of the side.
+            # The widths of the full-size CRF, scaled to masks with about a quarter of the image's side.
             crf=CRFParams(gaussian_sxy=1, bilateral_sxy=12, iterations=3),
         ),
         evaluate=EvaluateConfig(size=160, scales=(1.0,), min_probability=0.05, train_images=144),
@@ -95,14 +95,14 @@ def mini() -> Config:
 
 
 def photographs() -> Config:
-    """Some thousand photographs on 2 cores in hours: mini's networks on larger inputs, published CRFs, biases of 0.
+    """A few thousand photographs, in hours on 2 cores: mini's networks, larger inputs, published CRFs, biases of 0.
 
-    docs/photographs.md has the reasons and what was measured.
+    docs/photographs.md has the reasons and the measurements.
     """
     augment = AugmentConfig(crop=256, resize=(256, 384))
     start = mini()
-    # Where d^K - d^A spreads as little as here, a bias of 0.1 takes nearly all of the advice.
-    deciding = BiasConfig(bias=0.0, background=0.0, vanish_ratio=0.8)
+    # d^K - d^A varies so little here that a bias of 0.1 would take advice at almost every pixel.
+    unbiased = BiasConfig(bias=0.0, background=0.0, vanish_ratio=0.8)
     return replace(
         start,
         preset="photographs",
@@ -115,7 +115,7 @@ def photographs() -> Config:
             alpha_low=1,
             alpha_high=8,
             alpha_walk=3,
-            background_factor=1.25,  # without it the seeds cover 1.4 times the true foreground
+            background_factor=1.25,  # at 1 the seeds cover 1.4 times the true foreground
             walk_steps=64,
             crf=CRFParams(iterations=5),
         ),
@@ -123,7 +123,7 @@ def photographs() -> Config:
         static=StaticConfig(
             train=TrainConfig(epochs=8, batch_size=8, lr=0.0007, augment=augment),
             bias=BiasConfig(bias=0.0, background=0.0, vanish_ratio=0.1),
-            bad_ratio=0.0,  # half of the images have a class that neither mask found: too many to leave out
+            bad_ratio=0.0,  # half of the images have a class that neither mask shows, too many to leave out
             size=320,
         ),
         dynamic=replace(
@@ -131,9 +131,9 @@ def photographs() -> Config:
             train=TrainConfig(epochs=3, batch_size=8, lr=0.0005, augment=augment),
             baseline="advice",
             baseline_lr=None,
-            bias1=deciding,
-            bias2=deciding,
-            # The widths that 3 and 80 pixels of the paper's 112-pixel masks are on masks of 64.
+            bias1=unbiased,
+            bias2=unbiased,
+            # The paper's widths of 3 and 80 pixels for masks of 112 pixels, scaled to masks of 64 pixels.
             crf=CRFParams(gaussian_sxy=1.7, bilateral_sxy=45, iterations=3),
         ),
         evaluate=replace(start.evaluate, size=320, gentle=True, train_images=256),
@@ -146,12 +146,12 @@ PRESETS = {"mini": mini, "photographs": photographs, "paper": paper}
 
 
 def changes(config: Config) -> dict[str, Any]:
-    """What distinguishes a configuration from its preset, by dotted name: what `--config` reads, as YAML.
+    """The values that differ from a configuration's preset, by dotted name. `--config` reads them from a YAML file.
 
-    Neither the workspace nor the machine's part (`num_cpus`, `workers`, `gpus`) nor the sweep belongs to it.
+    The workspace, the sweep, and what depends on the machine (`num_cpus`, `workers`, `gpus`) are left out.
     """
     left_out = ("workspace", "num_cpus", "workers", "gpus", "sweep.")
-    preset, own = (flatten(to_dict(c)) for c in (PRESETS[config.preset](), config))
+    preset, chosen = (flatten(to_dict(c)) for c in (PRESETS[config.preset](), config))
     return {"preset": config.preset} | {
-        name: value for name, value in own.items() if value != preset[name] and not name.startswith(left_out)
+        name: value for name, value in chosen.items() if value != preset[name] and not name.startswith(left_out)
     }

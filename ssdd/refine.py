@@ -1,4 +1,8 @@
-"""The SSDD module (sec. 3): the difference of two masks, its confidence, and their integration.
+"""The SSDD module (sec. 3): the difference of two masks, the confidence in one of them, and their integration.
+
+*Knowledge* is a mask, and *advice* is the mask that a mapping such as a CRF makes from it. DD-Net predicts the
+probability that they differ, d^K from knowledge and d^A from advice. The module takes advice at pixels where
+d^K - d^A + bias >= 0.
 
 All masks are integer class maps (N, H, W) with 0 for background; values outside the classes (255) are ignored.
 Arguments may be tensors or anything `torch.as_tensor` takes; results are tensors on the arguments' device.
@@ -19,20 +23,20 @@ def difference(knowledge: Tensor, advice: Tensor) -> Tensor:
 
 
 def class_pixels(mask: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class: int64 (N, num_classes) from a mask (N, H, W)."""
+    """The number of pixels of each class: int64 (N, num_classes) from masks (N, H, W)."""
     flat = torch.as_tensor(mask).flatten(1).long()
-    known = flat < num_classes
+    is_class = flat < num_classes
     counts = torch.zeros(flat.shape[0], num_classes, dtype=torch.int64, device=flat.device)
-    return counts.scatter_add_(1, flat.where(known, 0), known.long())
+    return counts.scatter_add_(1, flat.where(is_class, 0), is_class.long())
 
 
 def vanished(knowledge: Tensor, advice: Tensor, presence: Tensor, ratio: float = 0.5) -> Tensor:
-    """Which present foreground classes the mapping has nearly wiped out.
+    """Which present foreground classes the mapping from knowledge to advice has nearly removed.
 
     Args:
         knowledge, advice: masks (N, H, W).
         presence: bool (N, C), the image's classes, background (index 0) included.
-        ratio: a class has vanished where pixels in advice / max(pixels in knowledge, 1) is below this.
+        ratio: a class has vanished if (its pixels in advice) / max(its pixels in knowledge, 1) is below this.
 
     Returns:
         bool (N, C); background never vanishes.
@@ -46,7 +50,7 @@ def vanished(knowledge: Tensor, advice: Tensor, presence: Tensor, ratio: float =
 
 
 def bad_samples(vanished: Tensor) -> Tensor:
-    """Images that are left out of the difference losses (secs. 4.1, 4.2): any class vanished. bool (N,)."""
+    """Images that the difference losses leave out because a class vanished (secs. 4.1, 4.2). bool (N,)."""
     return vanished.any(1)
 
 
@@ -59,14 +63,14 @@ def confidence(
     bias: float,
     background_bias: float,
 ) -> Tensor:
-    """Eq. 3: w = d^K - d^A + bias, how far the advice is to be trusted.
+    """Eq. 3: the confidence in advice, w = d^K - d^A + bias.
 
     The bias is a scalar, plus a background part (-background_bias where knowledge is background,
-    +background_bias where advice is), plus a presence part (-1 where knowledge shows a class that the mapping
-    wiped out, +1 where advice does).
+    +background_bias where advice is background), plus a presence part (-1 where knowledge has a vanished class,
+    +1 where advice has one).
 
     Args:
-        d_knowledge, d_advice: DD-Net's probabilities of a difference, (N, H, W), from either mask.
+        d_knowledge, d_advice: d^K and d^A, DD-Net's probabilities of a difference from either mask, (N, H, W).
         knowledge, advice: the masks (N, H, W).
         vanished: bool (N, C), see `vanished`; all False switches the presence part off.
         bias: the scalar part.
@@ -101,7 +105,7 @@ def module(
         d_knowledge, d_advice: (N, H, W) in 0..1.
         knowledge, advice: masks (N, H, W).
         presence: bool (N, C), background included.
-        bias: eq. 3's.
+        bias: the parameters of eq. 3's bias.
 
     Returns:
         the refined masks (N, H, W).
@@ -124,8 +128,8 @@ def presence_softmax(logits: Tensor, presence: Tensor) -> Tensor:
 
 
 def _at_pixels(table: Tensor, mask: Tensor) -> Tensor:
-    """Float (N, H, W): table (N, C) looked up at each pixel's class; 0 where the mask is no class."""
+    """Look up each pixel's class in table (N, C): float (N, H, W), 0 where the mask's value is not a class."""
     flat = mask.flatten(1).long()
-    known = flat < table.shape[1]
-    values = table.float().gather(1, flat.where(known, 0)) * known
+    is_class = flat < table.shape[1]
+    values = table.float().gather(1, flat.where(is_class, 0)) * is_class
     return values.view(mask.shape)

@@ -34,10 +34,10 @@ class Segmenter:
     """A trained segmentation network with its classes; `load` makes one.
 
     Args:
-        net: ready for inference, or a function that takes its place.
-        config: of its training: test-time scales, the CRF, whether EXIF rotations are applied.
-        classes: names, background first.
-        identity: tells the weights from all others, where they come from a file.
+        net: a network, ready for inference, or the function of an exported file.
+        config: the configuration of its training: test-time scales, the CRF, whether EXIF rotations are applied.
+        classes: class names, background first.
+        identity: an artifact's folder name or a hash of weight files, by which different weights can be told apart.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Segmenter:
             partial(full_size, net, config=config) if isinstance(net, SegmentationNet) else net
         )
         self.palette = codec.voc_palette()
-        """The colours of the masks' values, uint8 (256, 3)."""
+        """The colour of each mask value, uint8 (256, 3)."""
 
     def predict(
         self,
@@ -60,14 +60,15 @@ class Segmenter:
         """The class of each pixel: uint8 (H, W) of the image's size, or a list of masks for a list of images.
 
         Args:
-            images: one or several.
+            images: one image or several.
             presence: for each image the names of the foreground classes that it can have; None: all of them.
-            crf: refine the masks by the CRF of the configuration; takes most of the time.
-            batch: images that the network gets at once.
+            crf: refine the masks with the configuration's CRF, which takes most of the time.
+            batch: number of images that the network gets at once.
 
         Raises:
-            problems.DataError: a file that is no photograph.
-            ValueError: an array of another shape or type, or a name that is no class.
+            problems.DataError: a file is not a photograph.
+            ValueError: an array has another shape or type, a name is not a class, or `presence` is not given for every
+                image.
         """
         evaluate = self.config.evaluate
         params = self.config.crf if crf else None
@@ -83,7 +84,7 @@ class Segmenter:
         presence: Presence | Sequence[Presence] | None = None,
         batch: int = 8,
     ) -> np.ndarray | list[np.ndarray]:
-        """The probability of each class at each pixel: float32 (C, H, W), or a list of them. See `predict`."""
+        """The probability of each class at each pixel: float32 (C, H, W), or a list of such arrays. See `predict`."""
         return self._each(images, presence, batch, lambda image, probs: probs)
 
     def overlay(self, image: Picture, mask: np.ndarray) -> np.ndarray:
@@ -91,28 +92,31 @@ class Segmenter:
         return figures.overlay(self._pixels(image), mask)
 
     def _each(self, images, presence, batch: int, make):
-        """`make(image, probabilities)` of one image, or of each of several."""
+        """The result of `make(image, probabilities)` for one image, or a list of results for several images."""
         single = isinstance(images, (str, AnyPath, Image.Image, np.ndarray))
         pictures = [images] if single else list(images)
         wanted = [presence] if single else list(presence or [None] * len(pictures))
         if len(wanted) != len(pictures):
-            raise ValueError(f"presence of {len(wanted)} images, but there are {len(pictures)}")
-        masked = [self._absent(names) for names in wanted]
+            raise ValueError(
+                f"presence: {len(wanted)} lists of names for {len(pictures)} images; give one list per image"
+            )
+        absent_classes = [self._absent(names) for names in wanted]
         results = []
         for first in range(0, len(pictures), batch):
             decoded = [self._pixels(picture) for picture in pictures[first : first + batch]]
-            for image, probs, absent in zip(decoded, self._apply(decoded), masked[first:], strict=False):
+            for image, probs, absent in zip(decoded, self._apply(decoded), absent_classes[first:], strict=False):
                 results.append(make(image, without_absent(probs, absent)))
         return results[0] if single else results
 
     def packed(self, images: list[np.ndarray]) -> list[bytes]:
-        """The probability of each class as tables hold it, before it is resized to the image.
+        """Class probabilities as tables store them; those of a network are not yet resized to the image.
 
         Args:
             images: uint8 (H, W, 3) each.
 
         Returns:
-            for each image, (C, s, s) in half precision, see `maps.pack`; (C, H, W) where a file's network gives that.
+            for each image (C, s, s), or (C, H, W) from the function of an exported file, which resizes to the image;
+            in half precision, see `maps.pack`.
         """
         if not isinstance(self.net, SegmentationNet):
             return [maps.pack(probs) for probs in self._apply(images)]
@@ -120,22 +124,24 @@ class Segmenter:
         return [maps.pack(probs.numpy()) for probs in predict(self.net, images, self.config.evaluate, size)]
 
     def _absent(self, names: Presence | None) -> list[int]:
-        """The foreground classes that an image does not have."""
+        """Indices of the foreground classes that an image cannot have."""
         if names is None:
             return []
         if isinstance(names, str):
             raise ValueError(f"presence: {names!r}: give a list of names, one for each class of the image")
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
-            raise ValueError(f"presence: {', '.join(map(repr, unknown))}: none of {', '.join(self.classes[1:])}")
+            raise ValueError(
+                f"presence: {', '.join(map(repr, unknown))}: no such class; use {', '.join(self.classes[1:])}"
+            )
         return [index for index, name in enumerate(self.classes) if index and name not in names]
 
     def _pixels(self, picture: Picture) -> np.ndarray:
-        """A photograph as uint8 (H, W, 3), turned by its EXIF data if the training did so."""
+        """A photograph as uint8 (H, W, 3), turned by its EXIF orientation if `config.apply_exif` is set."""
         apply_exif = self.config.apply_exif
         if isinstance(picture, np.ndarray):
             if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-                raise ValueError(f"an image is uint8 (H, W, 3), this is {picture.dtype} {picture.shape}")
+                raise ValueError(f"an image must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
             return picture
         if isinstance(picture, Image.Image):
             return codec.to_rgb(codec.turned(picture) if apply_exif else picture)
@@ -148,13 +154,14 @@ def load(
     """A trained network, ready to segment photographs.
 
     Args:
-        source: a workspace in which a job has trained networks; a file of ray_jobs/export.py; or SSDD's published
-            segmentation checkpoint, `.pth`.
-        network: of the workspace: `baseline`, `dynamic` or another one that its job has trained. Default: the last one.
-        preset: whose networks the published weights are.
+        source: a workspace in which a job has trained networks; a file of ray_jobs/export.py; or the `.pth` file or
+            files of SSDD's published segmentation network.
+        network: name of the workspace's network: `baseline`, `dynamic` or another one that its job has trained.
+            Default: the last one.
+        preset: for published weights, the preset whose network they fill.
 
     Raises:
-        ConfigError: nothing was trained in the workspace, or it has no such network.
+        ConfigError: no training has finished in the workspace, or it has no such network.
         weight_files.WeightsError: a file cannot be read, or the published weights do not fill the network.
     """
     several = not isinstance(source, (str, AnyPath))
@@ -170,12 +177,14 @@ def load(
         return Segmenter(stored, *described, _digest(files))
     if stat(path) != ABSENT:
         raise WeightsError(
-            f"{path}: no network is in such a file; give a workspace, a file of ray_jobs/export.py "
+            f"{path}: not a file with a network; give a workspace, a file of ray_jobs/export.py "
             f"({', '.join(exported.SUFFIXES.values())}), or SSDD's published weights (.pth)"
         )
     trained = checkpoints.recall(path)
     if trained is None:
-        raise ConfigError(f"{path}: nothing was trained there to its end ({checkpoints.TRAINED} is missing)")
+        raise ConfigError(
+            f"{path}: nothing was trained there, or not to the end: {checkpoints.TRAINED} is missing; check the path"
+        )
     chosen = network or list(trained.models)[-1]
     if chosen not in trained.models:
         raise ConfigError(f"{path}: has no network {chosen!r}; it has {', '.join(trained.models)}")

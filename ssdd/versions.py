@@ -1,12 +1,12 @@
-"""Which versions of libraries run here."""
+"""The versions of the installed libraries."""
 
 import importlib.metadata
 
 
 def version(library: str) -> str | None:
-    """Of an installed library; None where it is not installed under this name.
+    """The version of an installed library; None if no library of this name is installed.
 
-    That is so for this package in a submitted Ray job, which runs from a folder.
+    It is None for this package in a submitted Ray job, which runs the package from a folder.
     """
     try:
         return importlib.metadata.version(library)

@@ -76,6 +76,12 @@ def test_files_of_old_and_new_versions(tmp_path, content, protocol):
     same(plain_pickle.read(path), expected)
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 3])
+def test_an_empty_array_in_every_protocol(tmp_path, protocol):
+    (tmp_path / "a.npy").write_bytes(saved({0: np.zeros((0, 3))}, protocol))
+    assert plain_pickle.read(tmp_path / "a.npy")[0].shape == (0, 3)
+
+
 def test_keys_that_are_numbers_of_numpy_and_a_file_of_python_2(tmp_path):
     path = tmp_path / "a.npy"
     path.write_bytes(saved({np.int64(3): np.ones((2, 3)), np.int32(4): np.zeros((2, 3), np.float16)}))
@@ -258,24 +264,24 @@ ONES = np.ones((2, 3), np.float32)
     ("content", "message"),
     [
         ([ONES], "holds no dictionary"),
-        ({"cat": ONES}, "the keys ['cat'], which should be whole numbers"),
+        ({"cat": ONES}, "the keys ['cat'] must be integers, the class numbers"),
         ({1.5: ONES}, "the keys [1.5]"),
         ({True: ONES}, "the keys [True]"),
-        ({"keys": np.array([1])}, "no maps: none of high_res, attn_highres, cam"),
+        ({"keys": np.array([1])}, "no entry with maps (high_res, attn_highres, cam)"),
         ({"keys": np.array([[1, 2]]), "cam": ONES[None]}, "the keys [array([1, 2])]"),
         ({"keys": "x", "cam": ONES[None]}, "the keys ['x']"),
-        ({"keys": np.array([1, 2]), "cam": ONES[None]}, "1 maps of 2 classes"),
-        ({"keys": np.array([1, 1]), "cam": np.stack([ONES, ONES])}, "classes [1, 1], which should be different"),
-        ({-1: ONES}, "classes [-1], which should be different numbers from 0"),
-        ({1: ONES, 2: np.ones((3, 2))}, "maps of different shapes: (2, 3), (3, 2)"),
-        ({1: ONES[None]}, "a map that is (1, 2, 3), which should be numbers (height, width)"),
-        ({1: np.zeros((0, 3))}, "a map that is (0, 3)"),
-        ({1: 0.5}, "a map that is float"),
-        ({"keys": np.array([1]), "high_res": None}, "a map that is NoneType"),
-        ({1: np.array([[0.5, np.nan]])}, "a score that is no number"),
-        ({1: np.array([[0.5, np.inf]])}, "a score that is no number"),
-        ({1: 3 * ONES}, "scores from 3 to 3, outside 0..1"),
-        ({1: -ONES}, "scores from -1 to -1, outside 0..1"),
+        ({"keys": np.array([1, 2]), "cam": ONES[None]}, "the number of maps is 1, but the number of classes is 2"),
+        ({"keys": np.array([1, 1]), "cam": np.stack([ONES, ONES])}, "the class numbers [1, 1] must be distinct"),
+        ({-1: ONES}, "the class numbers [-1] must be distinct and not negative"),
+        ({1: ONES, 2: np.ones((3, 2))}, "the maps have different shapes: (2, 3), (3, 2)"),
+        ({1: ONES[None]}, "a map has the shape (1, 2, 3), but must be an array of numbers"),
+        ({1: np.zeros((0, 3))}, "a map has the shape (0, 3)"),
+        ({1: 0.5}, "a map has the type float"),
+        ({"keys": np.array([1]), "high_res": None}, "a map has the type NoneType"),
+        ({1: np.array([[0.5, np.nan]])}, "a score that is not a finite number"),
+        ({1: np.array([[0.5, np.inf]])}, "a score that is not a finite number"),
+        ({1: 3 * ONES}, "the scores range from 3 to 3, but must lie in 0..1"),
+        ({1: -ONES}, "the scores range from -1 to -1, but must lie in 0..1"),
     ],
 )
 def test_maps_that_cannot_be_used(tmp_path, content, message):
@@ -393,10 +399,10 @@ def test_what_is_wrong_is_listed_together(folder):
     assert [kind for kind, _ in error.value.problems] == ["missing mask", "bad maps", "bad maps", "refused pickle"]
     text = str(error.value)
     for part in (
-        f"{maps}/a.png (nor .npy)",
+        f"{maps}/a.png (or .npy)",
         f"{maps}/b.npy: size 6x9, but the image has 9x6",
-        f"{maps}/c.npy: holds a score that is no number",
-        f"{maps}/d.npy: names builtins.print",
+        f"{maps}/c.npy: a map has a score that is not a finite number",
+        f"{maps}/d.npy: refers to builtins.print",
     ):
         assert part in text
 
@@ -408,7 +414,7 @@ def test_masks_and_maps_do_not_mix(folder):
     look(folder)
     (maps / "a.npy").unlink()
     (maps / "a.png").write_bytes(encode_mask(np.ones((HEIGHT, WIDTH), np.uint8)))
-    with pytest.raises(DataError, match=r"maps: 3 of 4 files are maps, b\.npy say") as error:
+    with pytest.raises(DataError, match=r"maps: 3 of 4 files are maps, for example b\.npy") as error:
         look(folder)
     assert [kind for kind, _ in error.value.problems] == ["masks and maps"]
     fill(folder)
@@ -421,7 +427,7 @@ def test_classes_of_maps_are_compared_with_the_labels(folder):
     _, (warning,) = look(folder)
     assert "d.npy (mask: cat (1); labels: dog (2))" in warning
     fill(folder, classes=[[2], [3], [2], [3]])  # as if the classes counted from 1
-    with pytest.raises(DataError, match=r"2 -> 1 \(cat\), 3 -> 2 \(dog\).* a map counts as the value 1 \+ its key"):
+    with pytest.raises(DataError, match=r"2 -> 1 \(cat\), 3 -> 2 \(dog\).* a map with key k counts as value k \+ 1"):
         look(folder)
     fill(folder, classes=[[1], [9], [1], [2]])
     with pytest.raises(DataError, match=r"b\.npy: class 9 outside 0\.\.3"):

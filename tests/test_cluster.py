@@ -208,7 +208,7 @@ def test_something_else_at_the_address_is_told_at_once(monkeypatch, tmp_path):
     with web, grpc_server() as other:
         for address, status in ((f"127.0.0.1:{web.server_port}", "UNAVAILABLE"), (other, "UNIMPLEMENTED")):
             monkeypatch.setenv("RAY_ADDRESS", address)
-            with pytest.raises(ResourceError, match=f"{address}: no Ray cluster .*is no head of a cluster.*{status}"):
+            with pytest.raises(ResourceError, match=f"{address}: no Ray cluster .*is not a Ray head node.*{status}"):
                 find_cluster()
             monkeypatch.delenv("RAY_ADDRESS")
             left_behind(monkeypatch, tmp_path, address)  # the port of a Ray that is gone, taken by another program

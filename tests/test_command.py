@@ -30,9 +30,9 @@ def test_without_a_job_every_script_is_listed_with_its_first_line(monkeypatch, c
 
 
 def test_a_job_that_is_none_is_refused_with_the_nearest_name(monkeypatch):
-    with pytest.raises(SystemExit, match=r"ssdd: 'predikt' is no job; do you mean 'predict'\?"):
+    with pytest.raises(SystemExit, match=r"ssdd: 'predikt' is not a job; did you mean 'predict'\?"):
         call(monkeypatch, "predikt")
-    with pytest.raises(SystemExit, match="there are check, "):
+    with pytest.raises(SystemExit, match="the jobs are check, "):
         call(monkeypatch, "xyz")
 
 

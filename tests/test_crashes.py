@@ -111,7 +111,7 @@ def test_a_reader_of_samples_names_the_images_that_it_dies_on(tmp_path, monkeypa
     assert [block.num_rows for block in read()] == [2, 2]
 
     def first_block():
-        monkeypatch.setattr(codec, "read_image", lambda data: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(codec, "read_image_reduced", lambda data, side: os.kill(os.getpid(), signal.SIGKILL))
         next(read())
 
     for _ in range(MOST_DEATHS):

@@ -1,9 +1,15 @@
-"""Links between the pages of the documentation lead somewhere."""
+"""Links between the pages of the documentation lead somewhere, and the table of errors is that of the code.
+
+`python tests/test_docs.py` writes the table into docs/errors.md.
+"""
 
 import re
 
 import pytest
 from small import ROOT
+
+from ssdd.data.problems import REMEDIES
+from ssdd.jobs import ERRORS
 
 PAGES = sorted(path for pattern in ("*.md", "docs/*.md", "cluster/*.md") for path in ROOT.glob(pattern))
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -32,3 +38,25 @@ def test_links_lead_to_files_and_headings(page):
 def test_every_page_is_reached_from_the_readme():
     text = (ROOT / "README.md").read_text()
     assert {f"docs/{path.name}" for path in ROOT.glob("docs/*.md")} <= set(LINK.findall(text))
+
+
+ERROR_PAGE = ROOT / "docs" / "errors.md"
+TABLES = re.compile(r"(?<=<!-- tables -->\n).*", re.DOTALL)
+
+
+def error_tables():
+    """The errors that end a job with a message alone, and the problems of a data set with their remedies."""
+    lines = ["| error | meaning |", "|---|---|"]
+    for error in sorted(ERRORS, key=lambda error: error.__name__):
+        lines.append(f"| `{error.__name__}` | {' '.join(error.__doc__.split())} |")
+    lines += ["", "## Problems of a data set", "", "| problem | what to do |", "|---|---|"]
+    lines += [f"| {kind} | {remedy} |" for kind, remedy in sorted(REMEDIES.items())]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_table_of_errors_is_that_of_the_code():
+    assert TABLES.search(ERROR_PAGE.read_text()).group() == error_tables(), "run python tests/test_docs.py"
+
+
+if __name__ == "__main__":
+    ERROR_PAGE.write_text(TABLES.sub(lambda _: error_tables(), ERROR_PAGE.read_text()))

@@ -187,9 +187,10 @@ def test_start_from_the_static_network(tmp_path):
     torch.save(static.state_dict(), tmp_path / checkpoints.MODEL)
     artifact = Artifact("static", "x", tmp_path)
     started = replace(task(), start=artifact).build()
-    for own, other in (("backbone", "backbone"), ("main", "main"), ("sub", "main"), ("ddnet2", "ddnet")):
-        for name, value in static.get_submodule(other).state_dict().items():
-            torch.testing.assert_close(started.get_submodule(own).state_dict()[name], value)
+    for part, source in (("backbone", "backbone"), ("main", "main"), ("sub", "main"), ("ddnet1", "ddnet")):
+        for name, value in static.get_submodule(source).state_dict().items():
+            torch.testing.assert_close(started.get_submodule(part).state_dict()[name], value)
+    assert not torch.equal(started.ddnet2.predict.weight, static.ddnet.predict.weight)
     torch.manual_seed(2)
     from_classifier = replace(task(), start=replace(artifact, name="classifier")).build()
     assert not torch.equal(from_classifier.main.conv1.weight, static.main.conv1.weight)

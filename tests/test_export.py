@@ -173,7 +173,7 @@ def test_a_network_that_torch_cannot_export_is_named(segmenter, tmp_path, monkey
 
 def test_the_extra_is_named_where_it_is_absent(segmenter, onnx_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"ONNX needs onnxruntime: pip install 'ssdd\[export\]'"):
+    with pytest.raises(ConfigError, match=r"ONNX needs onnxruntime: run pip install 'ssdd\[export\]'"):
         ssdd.load(onnx_file)
     with pytest.raises(ConfigError, match=r"ONNX needs onnxruntime"):  # before the network is traced
         export.save(segmenter, tmp_path / "net.onnx")
@@ -209,7 +209,7 @@ def test_the_job_writes_what_it_says(segmenter, tmp_path, capsys):
     np.testing.assert_array_equal(ssdd.load(output).predict(photograph()), segmenter.predict(photograph()))
     with pytest.raises(SystemExit):
         run_job("export", "--model", source, "--format", "onnx", "--output", output)
-    assert "a file of --format onnx ends in .onnx" in capsys.readouterr().err
+    assert "use the suffix .onnx for --format onnx" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"export: .*absent.*nothing was trained there"):
         run_job("export", "--model", tmp_path / "absent", "--format", "onnx", "--output", tmp_path / "net.onnx")
 
@@ -226,7 +226,7 @@ def test_files_that_hold_no_network_are_named(segmenter, tmp_path):
         ssdd.load(tmp_path / "absent.safetensors")
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, other)
-    with pytest.raises(WeightsError, match=r"other\.safetensors: holds no description .* ray_jobs/export\.py"):
+    with pytest.raises(WeightsError, match=r"other\.safetensors: contains no description .* ray_jobs/export\.py"):
         ssdd.load(other)
     export.save(segmenter, tmp_path / "net.safetensors")
     data = (tmp_path / "net.safetensors").read_bytes()

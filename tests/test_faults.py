@@ -75,7 +75,9 @@ def test_a_full_disk_ends_a_job_with_a_message(places, tmp_path, monkeypatch):
     def run(session):
         raise OSError(errno.ENOSPC, "No space left on device", "part-00001.parquet")
 
-    with pytest.raises(SystemExit, match=r"static: no space left .*part-00001\.parquet.*; make some and give the same"):
+    with pytest.raises(
+        SystemExit, match=r"static: no space left .*part-00001\.parquet.*; free some space and run the same"
+    ):
         job("static", run, None)
 
 

@@ -201,7 +201,7 @@ def test_another_baseline_leaves_ssdds_training_alone(places):
 
 
 def test_evaluate_of_a_workspace_that_is_not_there_makes_nothing(tmp_path):
-    with pytest.raises(SystemExit, match=r"evaluate: --workspace .*/typo: nothing was trained there .*give --train to"):
+    with pytest.raises(SystemExit, match=r"evaluate: --workspace .*/typo: nothing was trained there.*give --train to"):
         run_job("evaluate", "--workspace", tmp_path / "typo")
     (tmp_path / "file.yaml").write_text(f"workspace: {tmp_path / 'typo'}")
     with pytest.raises(SystemExit, match=r"evaluate: --workspace .*/typo: nothing was trained there"):
@@ -455,7 +455,7 @@ def test_a_wrong_weight_file_ends_the_job_before_any_work(places, tmp_path, flag
     folder, _ = places
     wrong = tmp_path / "ssdd.pth"
     torch.save({"a": torch.zeros(1)}, wrong)
-    with pytest.raises(SystemExit, match=r"ssdd\.pth: the published weights know VOC's 20 classes"):
+    with pytest.raises(SystemExit, match=r"ssdd\.pth: the published weights are for VOC's 20 classes"):
         run_job("dynamic", *SMALL, flag, wrong, "--data", folder, "--workspace", tmp_path / "w")
     assert {name.rsplit("-", 1)[0] for name in artifacts(tmp_path / "w")} == {"images-train", "images-val"}
 

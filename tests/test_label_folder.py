@@ -50,7 +50,7 @@ def test_class_folders(tmp_path):
     assert os.path.samefile(source / "cat" / "1.jpg", tmp_path / "data" / "JPEGImages" / "cat_1.jpg")
     write(read(source), tmp_path / "copied", val=0, copy=True)
     assert not os.path.samefile(source / "cat" / "1.jpg", tmp_path / "copied" / "JPEGImages" / "cat_1.jpg")
-    with pytest.raises(DataError, match="is there already; name a new folder"):
+    with pytest.raises(DataError, match="already exists; name a new folder"):
         write(read(source), tmp_path / "data")
 
 
@@ -70,9 +70,9 @@ def test_coco(tmp_path):
     assert [path.name for path in report.unlabelled] == ["3.jpg"]
     with pytest.raises(DataError, match=r"missing image \(3\)") as error:
         read(source)
-    assert "--images says where the photographs are" in str(error.value)
+    assert "set the folder of the photographs with --images" in str(error.value)
     source.write_text('{"images": []}')
-    with pytest.raises(DataError, match=r"not the annotations of COCO \(KeyError: 'categories'\)"):
+    with pytest.raises(DataError, match=r"is not a COCO annotation file \(KeyError: 'categories'\)"):
         read(source)
 
 

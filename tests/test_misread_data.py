@@ -54,8 +54,8 @@ def test_a_list_of_masks_of_0_and_255_is_refused(folder, need_labels, labelled):
         folder.csv("a,disc", "b,square")
     for skip in (False, True):
         text = folder.error(need_labels=need_labels, skip_broken=skip)
-        assert "store the index of the object's class where they hold 255" in text
-        assert "a.png: all 2 masks hold no value but 0 and 255 (1 is 'square')" in text
+        assert "store the index of the object's class in place of 255" in text
+        assert "a.png: all 2 masks hold only the values 0 and 255 (class 1 is 'square')" in text
 
 
 def test_one_mask_with_a_class_makes_255_mean_no_label(folder):
@@ -255,7 +255,7 @@ def test_background_in_the_head_is_no_class(folder, head):
         ("0 background\n1 square\n255 void", "'255 void' is no class"),
         ("background (0)\nsquare", "the first line 'background (0)' seems to mean the background"),
         ("background:0,0,0::\nsquare:1,1,1::", "seems to mean the background"),
-        ("1 euro\n2 euro", "names more than once: euro (without the numbers that all lines begin with)"),
+        ("1 euro\n2 euro", "names appear more than once: euro (without the number at the beginning of each line)"),
     ],
 )
 def test_class_lists_that_would_shift_the_classes_are_refused(folder, text, message):
@@ -306,7 +306,7 @@ def test_a_line_is_an_id_first(folder):
     opened = open_folder(folder.root)
     assert read_split(opened, "list") == ["my photo 1", "my photo 2", "cat 2", "dog"]
     folder.split("dog.jpg", name="list")
-    assert "there is an image 'dog': lists name images without suffix" in folder.error("list", need_labels=False)
+    assert "there is an image 'dog': write ids without suffix" in folder.error("list", need_labels=False)
 
 
 @pytest.mark.parametrize(
@@ -543,7 +543,7 @@ def test_check_reports_errors_of_every_list_and_of_other_masks(folder, monkeypat
     assert code == 2
     errors = json.loads((tmp_path / "x.json").read_text())["errors"]
     assert len(errors) == 2
-    assert "no value but 0 and 255" in errors[0]
+    assert "only the values 0 and 255" in errors[0]
     assert "knowledge/a.png: value 9 outside 0..3" in errors[1]
     assert all(error.splitlines()[0] in shown.out for error in errors)
 

@@ -401,7 +401,7 @@ def test_the_papers_networks_fit_together():
         (BackboneConfig("inception_v4", 16), r"cannot build it \(AssertionError at `assert output_stride == 32`\)"),
         (
             BackboneConfig("resnet18.nonsense", 16),
-            r"no weights 'nonsense' of resnet18; it has: resnet18\.a1",
+            r"no weights 'nonsense' for resnet18; available: resnet18\.a1",
         ),
     ],
 )

@@ -305,11 +305,11 @@ def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(bucket, monk
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://bucket/x", "ftp:// is none of s3://"),
-        ("s3://key:secret@bucket/x", "belong into the environment"),
-        ("s3://key:sec/secret@bucket/x", "belong into the environment"),
+        ("ftp://bucket/x", "ftp:// is not supported; use s3://"),
+        ("s3://key:secret@bucket/x", "set them in the environment"),
+        ("s3://key:sec/secret@bucket/x", "set them in the environment"),
         ("s3://my bucket/x", "write s3://BUCKET/KEY"),
-        ("s3://bucket/x?endpoint_override=evil", "belong into the environment"),
+        ("s3://bucket/x?endpoint_override=evil", "set them in the environment"),
         ("s3://", "write s3://BUCKET/KEY"),
         ("s3://bucket//x", "write s3://BUCKET/KEY"),
         ("s3://bucket/../x", "write s3://BUCKET/KEY"),

@@ -72,7 +72,7 @@ def test_nothing_to_predict_is_an_error_that_names_the_input(folder):
     for name in ("absent", "empty", "*.gif"):
         with pytest.raises(DataError, match=f"--input .*{name.replace('*', '[*]')}"):
             photographs.find(str(folder / name), folder / "out")
-    with pytest.raises(ValueError, match="http:// is none of"):
+    with pytest.raises(ValueError, match="http:// is not supported"):
         photographs.find("http://host/a.jpg", folder / "out")
 
 

@@ -158,7 +158,7 @@ def test_what_cannot_work_is_refused_before_ray_starts(workspace, tmp_path):
         predict("--model", workspace, "--input", tmp_path / "absent", "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match=r"predict: --output .*: holds other files \(a.jpg\)"):
         predict("--model", workspace, "--input", source, "--output", tmp_path)
-    with pytest.raises(SystemExit, match="predict: --input: https:// is none of"):
+    with pytest.raises(SystemExit, match="predict: --input: https:// is not supported"):
         predict("--model", workspace, "--input", "https://host/a.jpg", "--output", tmp_path / "out")
     with pytest.raises(SystemExit, match=r"predict: --below 1\.5: must lie in 0..1"):
         predict("--model", workspace, "--input", source, "--output", tmp_path / "out", "--below", "1.5")
@@ -213,7 +213,7 @@ def test_what_goes_wrong_with_one_photograph_is_its_row(tmp_path):
 def test_a_network_that_was_replaced_meanwhile_is_told(workspace, tmp_path):
     config = PredictConfig(model=workspace, input="", output=tmp_path)
     PredictNetwork(config, "dynamic-0123")
-    with pytest.raises(ConfigError, match="is now dynamic-0123, at the start it was dynamic-4567"):
+    with pytest.raises(ConfigError, match="is now dynamic-0123, but was dynamic-4567 at the start"):
         PredictNetwork(config, "dynamic-4567")
 
 

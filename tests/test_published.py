@@ -330,7 +330,7 @@ def test_classifier_computes_psas_logits_and_maps(classifier, image, published):
     maps = F.conv2d(published["bn7"], state["fc8.weight"])
     assert_same(net(image), maps.mean((2, 3)))
     assert_same(net.cam(image), F.relu(maps))
-    assert lines == [f"res38_cls.pth: psa-classifier, {len(TRUNK) + 1} tensors mapped; nothing left"]
+    assert lines == [f"res38_cls.pth: psa-classifier, {len(TRUNK) + 1} tensors mapped; all are used"]
 
 
 @torch.inference_mode()
@@ -480,7 +480,7 @@ def test_another_file_is_none_of_the_kinds(names):
 
 def test_two_tensors_in_one_place_are_refused():
     with pytest.raises(
-        WeightsError, match=r"some\.pth: module\.seg_main\.seg1\.conv1\.weight and .* are both main\.conv1"
+        WeightsError, match=r"some\.pth: module\.seg_main\.seg1\.conv1\.weight and .* both become main\.conv1"
     ):
         convert(hollow(ENCODER | head("module.seg") | STATIC_HEAD), "some.pth")
 
@@ -494,9 +494,9 @@ def test_a_report_says_what_was_left_and_what_is_not_used(save):
     shapes = counters | ENCODER | HEADS | {"module.seg_third.weight": (1,)}
     (line,) = fill(meta(SegmentationNet, 21), [save("seg.pth", hollow(shapes))])
     assert line == (
-        f"seg.pth: ssdd-segmentation, {len(TRUNK) + 8} tensors mapped; left: module.seg_third.weight, "
+        f"seg.pth: ssdd-segmentation, {len(TRUNK) + 8} tensors mapped; not known: module.seg_third.weight, "
         "module.encoder.b2.bn_branch2a.num_batches_tracked, module.encoder.b2_1.bn_branch2a.num_batches_tracked and 13 "
-        "more; not used here: sub.conv1.bias, sub.conv1.weight, sub.conv2.bias and 5 more"
+        "more; not needed: sub.conv1.bias, sub.conv1.weight, sub.conv2.bias and 5 more"
     )
 
 
@@ -538,7 +538,7 @@ def test_a_network_is_unchanged_after_an_error(classifier, save):
         ((DynamicNet, 21), [ENCODER | HEADS, STATIC_DD], r"0\.pth, .*1\.pth: 62 tensors are missing .*dynamic stage"),
         ((DynamicNet, 21), [DD], r"missing .*\(backbone\.conv1a\.weight, .* and \d+ more\).*dynamic stage"),
         ((DynamicNet, 21), [], r"no file: \d+ tensors are missing"),
-        ((Classifier, 20), [TRUNK | FC8, TRUNK | FC8], r"1\.pth: .* also came with a file before it; give one"),
+        ((Classifier, 20), [TRUNK | FC8, TRUNK | FC8], r"1\.pth: an earlier file also contains .*; give only one"),
         ((Classifier, 20), [{"conv.weight": (1,)}], r"0\.pth: none of the published files"),
     ],
 )

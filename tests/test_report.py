@@ -34,7 +34,7 @@ SCORES = Scores(
 HISTORY = [
     {"step": k, "epoch": k / 2, "seconds": k, "loss.class": 1 / k, "lr": 0.01, "images_per_s": 9} for k in (1, 2)
 ]
-STAGE = Stage(name="classifier", artifact="classifier-0", made="reused", seconds=65, history=HISTORY)
+STAGE = Stage(name="classifier", artifact="classifier-0", origin="reused", seconds=65, history=HISTORY)
 
 
 def a_page(**changes):
@@ -116,7 +116,7 @@ def test_vocs_classes_stand_over_the_papers_rows():
 
 
 def test_names_are_text_whatever_is_in_them():
-    stage = Stage(name=HOSTILE, artifact=HOSTILE, made=HOSTILE, seconds=1, history=HISTORY)
+    stage = Stage(name=HOSTILE, artifact=HOSTILE, origin=HOSTILE, seconds=1, history=HISTORY)
     changes = dict(facts={"data": HOSTILE}, changes={HOSTILE: (HOSTILE, HOSTILE)}, notices={HOSTILE: HOSTILE})
     everything = dict(job=HOSTILE, about=HOSTILE, command=(HOSTILE,), stages=[stage], **changes)
     found = read(tables=page.score_tables(SCORES), pictures={f"{HOSTILE}.png": b"x"}, **everything)
@@ -134,7 +134,7 @@ def test_nothing_is_fetched():
 
 def test_a_training_has_a_panel_for_losses_and_learning_rate_and_one_that_was_scored_for_iou():
     scored = [*HISTORY, {"step": 2, "epoch": 1.0, "seconds": 3, "iou": 40.0}]
-    html = page.render(a_page(stages=[STAGE, Stage(name="b", artifact="b", made="", seconds=1, history=scored)]))
+    html = page.render(a_page(stages=[STAGE, Stage(name="b", artifact="b", origin="", seconds=1, history=scored)]))
     labels = re.findall(r'<svg role="img" aria-label="([^"]*)"', html)
     assert labels == [
         *("losses of classifier", "learning rate of classifier"),

@@ -34,7 +34,7 @@ def test_the_table_lists_every_score_or_says_that_there_is_none():
 def test_the_foreground_stands_beside_the_scores_that_have_it():
     lines = table_lines(Scores({"train.advice": 50.04, "val.dynamic": 7.0}, {}, {}, {"train.advice": 1.294}))
     assert lines == [
-        "mean IoU (%), and foreground pixels over the truth's",
+        "mean IoU (%), and foreground pixels / true foreground pixels",
         "  train.advice   50.0   1.29",
         "  val.dynamic     7.0",
     ]

@@ -56,11 +56,11 @@ def test_random_points_lie_in_the_space_and_come_again(seed, count):
 BAD = [
     (CRF_SWEEP, ["crf.bilateral-weigh=1"], "did you mean crf.bilateral_weight"),
     (CRF_SWEEP, ["crf.bilateral-weight="], "at least one value"),
-    (CRF_SWEEP, ["crf.bilateral-weight"], "is no FIELD=VALUES"),
+    (CRF_SWEEP, ["crf.bilateral-weight"], "is not of the form FIELD=VALUES"),
     (CRF_SWEEP, ["crf.bilateral-weight=-1,3"], "must not be negative"),
-    (CRF_SWEEP, ["crf.iterations=2.5"], "not of its field's type"),
+    (CRF_SWEEP, ["crf.iterations=2.5"], "not a valid value"),
     (CRF_SWEEP, ["crf.iterations=1,2", "crf.iterations=3"], "second time"),
-    (CRF_SWEEP, ["seeds.alpha-low=1,2"], "is not what this sweep varies: crf, static"),
+    (CRF_SWEEP, ["seeds.alpha-low=1,2"], "does not vary this field; it varies crf, static"),
     (CRF_SWEEP, ["crf.gaussian-weight=1:3"], "a grid needs values"),
     (ALPHA_SWEEP, ["dynamic.train.epochs=1,2"], "epoch by epoch"),
     (ALPHA_SWEEP, ["dynamic.alpha=0,1.5"], "must lie in 0..1"),
@@ -69,7 +69,7 @@ BAD = [
     (ALPHA_SWEEP, ["dynamic.alpha=0.7:0.2"], "LOW < HIGH"),
     (ALPHA_SWEEP, ["dynamic.alpha=0:1:log"], "LOW > 0"),
     (ALPHA_SWEEP, ["dynamic.target=d1:d2"], "field of numbers"),
-    (bias.bias_sweep("static"), ["static.bias.vanish-ratio=0.1"], "is not what this sweep varies"),
+    (bias.bias_sweep("static"), ["static.bias.vanish-ratio=0.1"], "does not vary this field"),
 ]
 
 
@@ -87,7 +87,7 @@ def test_a_metric_that_no_trial_gives_is_refused():
 
 
 def test_the_reported_split_is_not_what_trials_are_chosen_by():
-    with pytest.raises(ConfigError, match=r"sweep\.split: val is what is reported"):
+    with pytest.raises(ConfigError, match=r"sweep\.split: val is the list whose scores are reported"):
         jobs.sweep_config(lambda config: ALPHA_SWEEP, ["--sweep.split", "val"])
 
 
@@ -107,10 +107,10 @@ def test_the_best_configuration_is_read_as_it_is(tmp_path):
     ("text", "message"),
     [
         ("dynamic.alhpa: 1", "did you mean dynamic.alpha"),
-        ("dynamic.alpha: high", "not of its field's type"),
-        ("preset: huge", "none of mini"),
-        ("[1, 2]", "fields and values"),
-        ("a: [", "no YAML"),
+        ("dynamic.alpha: high", "not a valid value"),
+        ("preset: huge", "unknown preset .huge.; choose one of mini"),
+        ("[1, 2]", "must map fields to values"),
+        ("a: [", "not valid YAML"),
     ],
 )
 def test_a_bad_configuration_file_is_named(tmp_path, text, message):

@@ -13,8 +13,8 @@ import torch.multiprocessing as mp
 from small import NETWORK
 from torch import nn
 
-from ssdd import losses, refine
-from ssdd.config import StepConfig
+from ssdd import refine
+from ssdd.config import BackboneConfig, StepConfig
 from ssdd.nets.networks import AffinityNet, DynamicNet, StaticNet
 from ssdd.objectives.affinity import AffinityTask
 from ssdd.objectives.dynamic import DynamicTask
@@ -23,6 +23,7 @@ from ssdd.objectives.static import StaticTask
 from ssdd.objectives.step import Clock, Workers, gradients, in_memory_order
 from ssdd.objectives.task import Halfway
 from ssdd.presets import mini
+from ssdd.training.worker import too_large
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -231,13 +232,47 @@ def test_actors_compute_the_crf_where_something_would_be_idle_meanwhile():
     assert StepConfig(crf="exact").crf_of(threads=1, on_gpu=False) == "exact"
 
 
-def test_bf16_is_close():
-    batch = make_batch()
-    task, net = task_and_net("fixed")
+def agreement(one, other):
+    """The largest relative difference of two steps' losses, and the cosine between their gradients."""
+    worst = max(abs(one[0][name] - other[0][name]).item() / other[0][name].item() for name in other[0])
+    return worst, torch.nn.functional.cosine_similarity(one[1], other[1], 0).item()
+
+
+def steps_gradients(name, batch, bf16=False, compiled=False):
+    task, net = task_and_net(name)
+    if compiled:
+        net.backbone.compile()
     workers = Workers(net)
-    found = gradients(task, net, batch, workers, Clock(torch.device("cpu")), 8, 1, bf16=True)
-    assert found["main"].item() == pytest.approx(by_autograd("fixed", batch)[0]["main"].item(), rel=0.02)
-    assert losses.segmentation_counts(batch["refined"]).item() < batch["refined"].numel()
+    values = gradients(task, net, batch, workers, Clock(torch.device("cpu")), IMAGES, 1, bf16=bf16)
+    return values, workers.buffer[: -Workers.SPARE]
+
+
+@pytest.mark.parametrize("name", ["fixed", "static", "dynamic"])
+def test_bf16_is_close(name):
+    batch = make_batch()
+    worst, cosine = agreement(steps_gradients(name, batch, bf16=True), steps_gradients(name, batch))
+    assert worst < 0.02
+    assert cosine > 0.99
+
+
+@pytest.mark.programs
+def test_a_compiled_backbone_gives_the_same_step(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of processes would take longer to start
+    quick = replace(NETWORK, backbone=BackboneConfig("resnet10t", 16, "random"))  # to compile
+    monkeypatch.setattr(f"{__name__}.NETWORK", quick)
+    batch = make_batch()
+    worst, cosine = agreement(steps_gradients("dynamic", batch, compiled=True), steps_gradients("dynamic", batch))
+    assert worst < 1e-4
+    assert cosine > 1 - 1e-4
+
+
+def test_a_gpu_that_is_too_small_is_told_with_the_option_that_helps():
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+    assert too_large(8, error) == (
+        "the GPU has too little memory for 8 images at once: try --step.micro-batch 4 "
+        "(CUDA out of memory. Tried to allocate 2.00 GiB.)"
+    )
+    assert "try a smaller augment.crop" in too_large(1, error)
 
 
 class Miscounting(FixedTask):

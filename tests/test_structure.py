@@ -134,6 +134,21 @@ def test_constructors_of_more_than_four_values_take_them_by_keyword():
                     assert len(method.args.args) <= 5, node.name
 
 
+LIGHT = """
+import sys
+import ssdd.training.entry, ssdd.training.local_backend, ssdd.training.ingest
+assert "torch" not in sys.modules
+import ssdd.data.transforms
+assert "torchvision" not in sys.modules
+"""
+
+
+@pytest.mark.programs
+def test_ray_s_controller_imports_no_torch_and_readers_of_samples_no_torchvision():
+    """Each takes seconds, at the start of every training."""
+    subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, check=True)
+
+
 BLOCK = """
 import importlib, pkgutil, runpy, sys
 sys.modules.update(dict.fromkeys(BLOCKED))  # an import of them fails

@@ -243,7 +243,7 @@ def test_a_server_that_goes_away_gets_everything_later(tmp_path, monkeypatch, ca
         server, _ = serve(tmp_path, int(uri.rpartition(":")[2]))
         whole.close(failed=False)
         Tracker(mini(), "next", tmp_path / "w").close(failed=False)
-        assert caplog.text.count("sent to MLflow what an earlier job kept") == 2
+        assert caplog.text.count("sent to MLflow the calls that an earlier job kept") == 2
         assert not list((tmp_path / "w" / "unsent").iterdir())
         client = mlflow.MlflowClient(uri)
         runs = {run.info.run_name: run for run in client.search_runs(["1"])}

@@ -106,7 +106,7 @@ def test_a_locked_database_waits_for_the_other_program(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "hint"),
     [
-        ("garbage", "its file is damaged: bring back a copy, or move it away"),
+        ("garbage", "its file is damaged: restore a copy, or move the file away"),
         ("malformed", "its file is damaged"),
         ("old", "copy it and run `mlflow db upgrade sqlite:"),
     ],

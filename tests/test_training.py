@@ -21,7 +21,7 @@ from ssdd.training.ingest import Order
 
 
 def test_published_weights_are_refused_for_other_classes():
-    with pytest.raises(WeightsError, match=r"seg\.pth: the published weights know VOC's 20 classes.*cat, dog"):
+    with pytest.raises(WeightsError, match=r"seg\.pth: the published weights are for VOC's 20 classes.*cat, dog"):
         weight_import.convert(None, "dynamic", (Path("seg.pth"),), mini().network, ("background", "cat", "dog"), None)
 
 

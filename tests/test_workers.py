@@ -82,7 +82,7 @@ def test_three_workers_train_a_batch_of_eight_as_one_does(places, tmp_path, caps
     with Session(cli.parse([*SMALL, "--data", str(folder), "--workspace", str(tmp_path / "w")]), "eight") as session:
         alone, of_one = train(session, "one", Noting, tmp_path / "one", batch=8, workers=1)
         together, of_both = train(session, "three", Noting, tmp_path / "three", batch=8, workers=3)
-    assert "[three] 8 images a step on 2 workers of 3, the most that divide them" in capsys.readouterr().out
+    assert "[three] 8 images a step on 2 workers of 3: more would not divide" in capsys.readouterr().out
     assert [[len(step) for step in worker] for worker in of_one] == [[8, 8, 8]]
     assert [[len(step) for step in worker] for worker in of_both] == [[4, 4, 4], [4, 4, 4]]
     assert [sorted(first + second) for first, second in zip(*of_both, strict=True)] == of_one[0]
@@ -98,9 +98,9 @@ def test_a_batch_of_sixteen_stays_one_where_a_worker_of_six_is_lost(places, tmp_
     with Session(cli.parse([*SMALL, "--data", str(folder), "--workspace", str(tmp_path / "w")]), "lost") as session:
         _, seen = train(session, "six", Killed, tmp_path / "six", batch=16, workers=6)
     out = capsys.readouterr().out
-    assert "[six] 16 images a step on 4 workers of 6, the most that divide them" in out
+    assert "[six] 16 images a step on 4 workers of 6: more would not divide the images" in out
     assert "[six] interrupted (" in out
-    assert "[six] 16 images a step on 4 workers of 5, the most that divide them" in out
+    assert "[six] 16 images a step on 4 workers of 5, the largest number that divides the images" in out
     assert len(seen) == 8
     assert all(len(step) == 4 for worker in seen for step in worker)
     first, second = seen[:4], seen[4:]

@@ -1,4 +1,4 @@
-"""The names of the classes: classes.txt, and which spellings mean the background or "no label"."""
+"""Class names: the file classes.txt, and the spellings that mean the background or "no label"."""
 
 import re
 import unicodedata
@@ -15,17 +15,17 @@ VOC_CLASSES: tuple[str, ...] = (
 """The 20 foreground classes of PASCAL VOC; the first has index 1."""
 BACKGROUND = "background"
 IGNORE = 255
-"""The value of mask pixels without a label. A mask has 8 bits, so a data set has up to 254 foreground classes."""
+"""The value of mask pixels without a label. A pixel has 8 bits, so a data set has up to 254 foreground classes."""
 _NUMBERED = re.compile(r"\W*?(-?\d+)[\W_]+(\S.*)")
 
 
 def normal_form(text: str) -> str:
-    """One of the Unicode forms of a text (NFC): file systems and editors write accents in different ones."""
+    """A text in the Unicode form NFC: file systems and editors store accents in different forms."""
     return unicodedata.normalize("NFC", text)
 
 
 def is_background(name: str) -> bool:
-    """Whether a name means the background: `background` or `bg`, in any case, with underscores or a number before."""
+    """Whether a name is `background` or `bg`, in upper or lower case, with punctuation or a number before it or not."""
     return _plain(name) in (BACKGROUND, "bg")
 
 
@@ -38,21 +38,21 @@ def _plain(name: str) -> str:
 
 
 def without_number(name: str) -> tuple[int | None, str]:
-    """The number that a name begins with, and the rest; None for a name without one."""
+    """The number at the beginning of a name (None without a number), and the rest of the name."""
     numbered = _NUMBERED.fullmatch(name)
     return (int(numbered[1]), numbered[2]) if numbered else (None, name)
 
 
 def read_classes(path: AnyPath) -> list[str]:
-    """The foreground classes of a classes.txt, one a line.
+    """The foreground classes in a classes.txt, which has one class per line.
 
-    A first line that means the background is dropped, and so are labelme's first two, `__ignore__` and
-    `_background_`. Where every line begins with a number, the numbers are dropped as well; they must be the values in
-    the masks.
+    A first line that means the background is dropped, and so are labelme's first two lines, `__ignore__` and
+    `_background_`. If every class has a number before its name, the numbers are dropped as well; they must be the
+    classes' values in the masks.
 
     Raises:
-        problems.DataError: no class or too many, a class twice, the background or `ignore` in another line, or other
-            numbers than the masks' values.
+        problems.DataError: the file has no class or too many, repeats a class, names the background or `ignore` in a
+            later line, or has numbers that do not follow the order of the lines.
     """
     lines = [normal_form(line.strip()) for line in read_text(path).splitlines() if line.strip()]
     head = 0
@@ -67,17 +67,17 @@ def read_classes(path: AnyPath) -> list[str]:
         )
     names = lines[head:]
     if not 0 < len(names) < IGNORE:
-        raise DataError(f"{path}: has {len(names)} foreground classes; write 1 to {IGNORE - 1}, one a line")
+        raise DataError(f"{path}: has {len(names)} foreground classes; write 1 to {IGNORE - 1}, one per line")
     for name in names:
         if is_background(name):
             raise DataError(
-                f"{path}: {name!r} is not in the first line, but the background has index 0 in the masks; make it the "
-                "first line or leave it out"
+                f"{path}: {name!r} is not in the first line, but the background has index 0 in the masks; move it to "
+                "the first line or delete it"
             )
         if _is_ignore(name):
             raise DataError(
                 f"{path}: {name!r} is no class: pixels without a label have the value {IGNORE} in the masks; delete "
-                "the line, and see that the classes after it keep their values"
+                "the line, and check that the masks have the values that the classes after it then get"
             )
     numbers, bare = zip(*map(without_number, names), strict=True)
     is_numbered = None not in numbers
@@ -86,17 +86,19 @@ def read_classes(path: AnyPath) -> list[str]:
         names = list(bare)
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        note = " (without the numbers that all lines begin with)" if is_numbered else ""
-        raise DataError(f"{path}: names more than once: {', '.join(repeated)}{note}; keep one line of each")
+        note = " (without the number at the beginning of each line)" if is_numbered else ""
+        raise DataError(
+            f"{path}: these names appear more than once: {', '.join(repeated)}{note}; keep one line of each"
+        )
     return names
 
 
 def _check_numbers(path: AnyPath, lines: list[str], head: int) -> None:
-    """The numbers of the lines are to be the values in the masks; those of the head may be left out."""
+    """Raise DataError if a line's number is not its class's mask value. The first `head` lines may have no number."""
     for expected, line in enumerate(lines, start=1 - head):
         number, _ = without_number(line)
         if number not in (expected, None):
             raise DataError(
                 f"{path}: {line!r} has the number {number}, but by its place the class has the value {expected} in the "
-                "masks (0 is the background); order the lines by these values, or leave the numbers out"
+                "masks (0 is the background); order the lines by the values in the masks, or remove all numbers"
             )

@@ -17,11 +17,11 @@ from ssdd.storage.paths import AnyPath, to_path
 
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-"""What a photograph may be that is no image of a data set, by Pillow's names."""
+"""The formats that photographs outside a data set may have, as Pillow names them; a data set has only JPEG and PNG."""
 PHOTOGRAPH_KINDS = "JPEG, PNG, WebP, BMP or TIFF"
-# What Pillow's readers raise on damaged bytes, SyntaxError being a broken PNG chunk.
+# Pillow's readers raise these errors on damaged bytes (SyntaxError on a broken PNG chunk).
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `probe_image` has a limit of its own
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `probe_image` has its own limit
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,31 +32,31 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""The operation that turns an image upright, by EXIF orientation."""
 
 
 class Probe(NamedTuple):
-    """What the header of an image says."""
+    """The size and the EXIF orientation in the header of an image."""
 
     width: int
     height: int
-    """In pixels, as stored."""
+    """Width and height are in pixels, as stored."""
     orientation: int
-    """EXIF's: 1 as stored, 2 to 8 to be mirrored or rotated."""
+    """EXIF orientation: with 1 the stored image is upright; with 2 to 8 it must be mirrored or rotated."""
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height after the rotation."""
+        """Width and height after the EXIF rotation."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def size(self, apply_exif: bool) -> tuple[int, int]:
-        """Width and height, after the rotation or as stored."""
+        """Width and height, after the EXIF rotation if `apply_exif` is set, else as stored."""
         return self.upright if apply_exif else (self.width, self.height)
 
 
 @contextmanager
 def decoding(source: str | AnyPath | bytes, kind: str, expected: str = "JPEG or PNG") -> Iterator[bytes]:
-    """The bytes of a source; what Pillow says against them inside the block becomes a DataError of a kind."""
+    """Yield the bytes of a file, or the given bytes; a decoding error in the block becomes a DataError of `kind`."""
     name = "bytes" if isinstance(source, bytes) else str(source)
     try:
         if isinstance(source, bytes):
@@ -66,7 +66,7 @@ def decoding(source: str | AnyPath | bytes, kind: str, expected: str = "JPEG or 
             with permitted(path):
                 data = path.read_bytes()
             yield data
-    except DataError:  # which is a ValueError
+    except DataError:  # a subclass of ValueError, which is handled below
         raise
     except UnidentifiedImageError as error:  # its own message shows a memory address
         raise fault(kind, f"{name}: not a {expected} file, or its header is damaged") from error
@@ -74,19 +74,19 @@ def decoding(source: str | AnyPath | bytes, kind: str, expected: str = "JPEG or 
         raise fault("huge image", f"{name}: {error}") from error
     except _DECODE_ERRORS as error:
         if "text chunk" in str(error) or "MAX_TEXT_CHUNK" in str(error):
-            raise fault("large metadata", f"{name}: its text metadata are larger than Pillow reads") from error
+            raise fault("large metadata", f"{name}: its text metadata are larger than Pillow allows") from error
         raise fault(kind, f"{name}: {error}") from error
 
 
 def open_image(data: bytes) -> Image.Image:
-    return Image.open(BytesIO(data), formats=("JPEG", "PNG"))  # no other reader for files of unknown origin
+    return Image.open(BytesIO(data), formats=("JPEG", "PNG"))  # only these two may read files of unknown origin
 
 
 def probe_image(path: AnyPath, max_pixels: int | None = None) -> Probe:
-    """The header of an image that decodes to its end.
+    """The header of an image; the whole file is decoded to find damage.
 
     Raises:
-        problems.DataError: it does not, or it has more than `max_pixels` pixels.
+        problems.DataError: the image cannot be decoded, or it has more than `max_pixels` pixels.
     """
     with decoding(path, "unreadable image") as data:
         image = open_image(data)
@@ -94,13 +94,13 @@ def probe_image(path: AnyPath, max_pixels: int | None = None) -> Probe:
         if max_pixels is not None and width * height > max_pixels:
             raise fault("large image", f"{path}: {width}x{height} are more than {max_pixels} pixels")
         probe = Probe(width, height, _orientation(image))
-        image.draft(None, (1, 1))  # JPEG: 1/8 scale, several times faster and still reads every byte
+        image.draft(None, (1, 1))  # a JPEG is decoded at 1/8 scale: several times faster, but every byte is read
         image.load()
     return probe
 
 
 def probe_header(path: AnyPath) -> Probe:
-    """The header of an image. A PNG with metadata, which may stand behind its pixels, is decoded. Raises DataError."""
+    """The header of an image. A PNG with metadata is decoded, because these may follow the pixels. Raises DataError."""
     with decoding(path, "unreadable image") as data:
         image = open_image(data)
         return Probe(*image.size, 1 if exif.without_metadata(data) == data else _orientation(image))
@@ -108,36 +108,48 @@ def probe_header(path: AnyPath) -> Probe:
 
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG":
-        image.load()  # `getexif` would do so, and hide an error
+        image.load()  # `getexif` would decode the image, too, but hide errors
     try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except _DECODE_ERRORS:  # damaged metadata say nothing
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:  # damaged metadata count as absent
         return 1
-    return found if found in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def image_bytes(path: AnyPath, apply_exif: bool) -> bytes:
-    """The bytes of an image file as tables store them: with an EXIF orientation only if it is to be applied.
+    """The bytes of an image file as tables store them: an EXIF orientation is removed unless it is to be applied.
 
-    The pixels stay what they are, for a JPEG is changed by being encoded again. Raises DataError.
+    The image is not encoded again, because that would change the pixels of a JPEG. Raises DataError.
     """
     with decoding(path, "unreadable image") as data:
         bare = exif.without_metadata(data)
         if apply_exif or bare == data or _orientation(open_image(data)) == 1:
             return data
         if _orientation(open_image(bare)) != 1:
-            raise ValueError("its EXIF orientation cannot be taken away")
+            raise ValueError("its EXIF orientation cannot be removed")
         return bare
 
 
 def read_image(source: str | AnyPath | bytes) -> np.ndarray:
     """Decode a JPEG or PNG, given as path or bytes, to RGB: uint8 (H, W, 3).
 
-    An EXIF orientation is applied; `image_bytes` takes it away where it is not to be. Other modes are converted,
-    16-bit ones by their high byte; transparency is dropped. Raises DataError.
+    An EXIF orientation is always applied (`image_bytes` removes those to be ignored). Images in other colour modes are
+    converted (of 16 bits the high byte is kept), and transparency is dropped. Raises DataError.
+    """
+    with decoding(source, "unreadable image") as data:
+        image = turned(open_image(data))
+    return to_rgb(image)
+
+
+def read_image_reduced(source: bytes, side: int) -> np.ndarray:
+    """Decode as `read_image` does, for a training sample that is resized to (side, side).
+
+    A JPEG whose width and height are at least 4 * side is decoded at 1/2, 1/4 or 1/8 of its size, which takes a
+    fraction of the time. Both sides still have at least 2 * side pixels, so that the later resize averages over pixels.
     """
     with decoding(source, "unreadable image") as data:
         image = open_image(data)
+        image.draft(None, (2 * side, 2 * side))  # has no effect on a PNG
         image = turned(image)
     return to_rgb(image)
 
@@ -146,12 +158,12 @@ def read_photograph(source: str | AnyPath | bytes, apply_exif: bool, max_pixels:
     """Decode a photograph of any of `PHOTOGRAPH_FORMATS`, given as path or bytes, to RGB: uint8 (H, W, 3).
 
     Args:
-        source: of which the first picture is read where it has several.
-        apply_exif: whether an EXIF orientation is applied. That of a TIFF always is, by Pillow.
-        max_pixels: a larger photograph is refused; None: Pillow's limit alone.
+        source: the photograph. If the file has several pictures, the first one is read.
+        apply_exif: whether an EXIF orientation is applied. Pillow always applies it to a TIFF.
+        max_pixels: the largest number of pixels; None: only Pillow's limit applies.
 
     Raises:
-        problems.DataError: it cannot be read, or is too large.
+        problems.DataError: the photograph cannot be read, or is too large.
     """
     with decoding(source, "unreadable image", PHOTOGRAPH_KINDS) as data:
         image: Image.Image = Image.open(BytesIO(data), formats=PHOTOGRAPH_FORMATS)
@@ -160,51 +172,58 @@ def read_photograph(source: str | AnyPath | bytes, apply_exif: bool, max_pixels:
             name = "bytes" if isinstance(source, bytes) else source
             raise fault("large image", f"{name}: {width}x{height} are more than {max_pixels} pixels")
         if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-            raise ValueError("its pixels have 32 bits: save grey levels of 8 or 16 bits, or colours")
+            raise ValueError("its pixels have 32 bits: save it in grey with 8 or 16 bits, or in colour")
         return to_rgb(turned(image) if apply_exif else image)
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """An open image as its EXIF orientation says; the pixels are read."""
+    """An open image, turned upright by its EXIF orientation; its pixels are decoded."""
     orientation = _orientation(image)
     image.load()
-    if image.format == "TIFF":  # Pillow has turned it
+    if image.format == "TIFF":  # Pillow has already turned it
         return image
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """The pixels of an open image as they are stored, as RGB: uint8 (H, W, 3), see `read_image`."""
+    """The pixels of an open image, converted to RGB as in `read_image` but not turned: uint8 (H, W, 3)."""
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow's own conversion would clip it at 255
         return np.stack([(np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)] * 3, axis=-1)
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns about the direct way
-    return np.array(image.convert("RGB"))  # a copy: what Pillow exposes is read-only
+        image = image.convert("RGBA")  # Pillow warns about the direct conversion to RGB
+    if image.mode != "RGB":  # `convert` would copy an RGB image
+        image = image.convert("RGB")
+    return np.array(image)  # a copy, because Pillow's own buffer is read-only
 
 
 def read_mask(source: str | AnyPath | bytes) -> np.ndarray:
     """Decode a palette or 8-bit greyscale PNG, given as path or bytes, to its indices: uint8 (H, W).
 
-    DataError for any other file: the values of a colour image or of another depth are no class indices.
+    Raises DataError for any other file: neither colours nor grey levels of 1, 2, 4 or 16 bits are class indices.
     """
-    return read_indexed(source)[0]
+    with decoding(source, "bad mask") as data:
+        return np.array(_open_indexed(data))
 
 
 def read_indexed(source: str | AnyPath | bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """A mask as by `read_mask`, and its palette, uint8 (N, 3); None for greyscale."""
+    """A mask, decoded as by `read_mask`, and its palette, uint8 (N, 3), or None for a greyscale mask."""
     with decoding(source, "bad mask") as data:
-        # Pillow scales 2 and 4-bit grey to 0..255, so the header and not the mode tells what the values are.
-        depth, colour = data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 26 else (0, 0)
-        if colour != 3 and (depth, colour) != (8, 0):  # 3 is palette, 0 is greyscale
-            raise ValueError("not a palette PNG nor an 8-bit greyscale one")
-        image = open_image(data)
-        mask = np.array(image)
-        palette = image.getpalette("RGB") if colour == 3 else None
-        return mask, None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+        image = _open_indexed(data)
+        palette = image.getpalette("RGB") if image.mode == "P" else None
+        return np.array(image), None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+
+
+def _open_indexed(data: bytes) -> Image.Image:
+    """Open a palette or 8-bit greyscale PNG. Raises ValueError for any other file."""
+    # Pillow scales grey of 2 or 4 bits to 0..255 and gives it the mode of 8-bit grey, so the header is checked.
+    depth, colour = data[24:26] if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 26 else (0, 0)
+    if colour != 3 and (depth, colour) != (8, 0):  # 3 is palette, 0 is greyscale
+        raise ValueError("not a palette PNG nor an 8-bit greyscale one")
+    return open_image(data)
 
 
 def encode_photograph(pixels: np.ndarray, kind: Literal["PNG", "JPEG"] = "PNG") -> bytes:
-    """Encode RGB, uint8 (H, W, 3). A JPEG's sides have at most 65,500 pixels."""
+    """Encode RGB, uint8 (H, W, 3). A JPEG can have at most 65,500 pixels on each side."""
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, kind, quality=90)
     return buffer.getvalue()
@@ -213,9 +232,9 @@ def encode_photograph(pixels: np.ndarray, kind: Literal["PNG", "JPEG"] = "PNG") 
 def encode_mask(mask: np.ndarray) -> bytes:
     """Encode class indices, uint8 (H, W), as a PNG with the VOC palette; `read_mask` inverts it exactly."""
     if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
-        raise ValueError(f"a mask is uint8 (H, W) and not empty, this is {mask.dtype} {mask.shape}")
+        raise ValueError(f"a mask must be uint8 (H, W) and not empty, but this one is {mask.dtype} {mask.shape}")
     image = Image.frombytes("P", mask.shape[::-1], mask.tobytes())
-    # Pillow takes the bits a pixel (1, 2, 4 or 8) from the palette's length: end it at the last index.
+    # Pillow derives the bits per pixel (1, 2, 4 or 8) from the palette's length, so the palette ends at the last index.
     image.putpalette(voc_palette()[: int(mask.max()) + 1].tobytes())
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True)
@@ -223,14 +242,14 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def voc_palette() -> np.ndarray:
-    """The VOC colour map, uint8 (256, 3): an index's bits 0, 1, 2, 3, ... are top bits of R, G, B, R, ..."""
+    """The VOC colour map, uint8 (256, 3): bit 3 * k + c of an index becomes bit 7 - k of colour channel c."""
     index, channel = np.arange(256)[:, None], np.arange(3)
     levels = [((index >> (3 * level + channel)) & 1) << (7 - level) for level in range(3)]
     return np.bitwise_or.reduce(levels).astype(np.uint8)
 
 
 def presence_vector(foreground: Iterable[int], num_classes: int) -> np.ndarray:
-    """Bool (num_classes,): an image's foreground classes and background."""
+    """Bool (num_classes,): True at an image's foreground classes and at the background."""
     vector = np.zeros(num_classes, bool)
     vector[[0, *foreground]] = True
     return vector

@@ -1,7 +1,7 @@
-"""The pictures of the embedded data set: backgrounds, objects painted on them, a camera, and the true mask.
+"""Draw the images of the embedded data set, with their true masks: a background, objects on it, and a camera's errors.
 
-Nothing is chosen to flatter a method: some objects stand out from what is behind them, some are camouflaged, thin,
-occluded or cut by the frame.
+The images do not favour any method: some objects stand out from the background, others are camouflaged, thin, occluded
+or cut by the frame.
 """
 
 from dataclasses import dataclass, field
@@ -12,13 +12,13 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from ssdd.data.drawn_objects import CLASSES, CLUTTER, KINDS, TEXTURES, Floats, Look, Part, hue_of, jitter
+from ssdd.data.drawn_objects import CLASSES, CLUTTER, KINDS, TEXTURES, Floats, Look, Part, jitter, jittered_color
 
 SPLITS: tuple[str, ...] = ("train", "val")
 IGNORE = 255
-ZOOM = 3  # drawn this many times larger, then averaged down: smooth edges, and a mask read at pixel centres
-IN_FRAME = 0.82  # the least share of an object inside the picture
-CAMOUFLAGED = 0.15  # the share of objects that take their colour from what they are painted on
+ZOOM = 3  # images are drawn this many times larger, and then averaged; masks are sampled at pixel centres
+IN_FRAME = 0.82  # the smallest share of an object that must lie inside the picture
+CAMOUFLAGED = 0.15  # the share of objects that take the mean colour of a part of the picture
 
 
 # ------------------------------------------------------------------------------------------------ backgrounds
@@ -28,10 +28,10 @@ CAMOUFLAGED = 0.15  # the share of objects that take their colour from what they
 class Scene:
     low: tuple[int, int, int]
     high: tuple[int, int, int]
-    cells: tuple[int, int]  # of the coarsest noise, across and down: unequal ones give ripples or grain
-    strokes: tuple[int, int, int]  # how many, how long, and at what angle in degrees
-    above: str = ""  # the scene past the horizon, where one can be
-    tiles: int = 0  # the height of a course of bricks
+    cells: tuple[int, int]  # of the coarsest noise, across and down; unequal numbers give ripples or grain
+    strokes: tuple[int, int, int]  # number, length in pixels of the enlarged drawing, angle in degrees
+    above: str = ""  # the scene beyond a horizon; empty: no horizon
+    tiles: int = 0  # the height of a brick in pixels of the enlarged drawing; 0: no bricks
 
 
 SCENES: dict[str, Scene] = {
@@ -55,7 +55,7 @@ def _noise(rng: Generator, size: tuple[int, int], cells: tuple[int, int], octave
 
 
 def _scene(rng: Generator, name: str, size: tuple[int, int]) -> Floats:
-    """One background without a horizon: noise between two colours, then strokes; (h * ZOOM, w * ZOOM, 3)."""
+    """One background without a horizon: noise between two colours, bricks and strokes; (h * ZOOM, w * ZOOM, 3)."""
     scene = SCENES[name]
     low, high = jitter(rng, scene.low), jitter(rng, scene.high)
     share = 0.5 + rng.uniform(0.6, 1.3) * (_noise(rng, size, scene.cells) - 0.5)
@@ -73,16 +73,16 @@ def _scene(rng: Generator, name: str, size: tuple[int, int]) -> Floats:
     return np.array(picture, np.float32)
 
 
-def _bricks(rng: Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], pitch: float, color: Any) -> None:
-    """Mortar lines in a running bond: edges that mean nothing."""
-    for row, y in enumerate(np.arange(rng.uniform(0, pitch), size[1] + pitch, pitch)):
+def _bricks(rng: Generator, pen: ImageDraw.ImageDraw, size: tuple[int, int], height: float, color: Any) -> None:
+    """Draw the mortar lines of a brick wall: edges that do not belong to any object."""
+    for row, y in enumerate(np.arange(rng.uniform(0, height), size[1] + height, height)):
         pen.line((0, y, size[0], y), color, 3)
-        for x in np.arange((row % 2) * pitch, size[0], pitch * 2):
-            pen.line((x, y - pitch, x, y), color, 3)
+        for x in np.arange((row % 2) * height, size[0], height * 2):
+            pen.line((x, y - height, x, y), color, 3)
 
 
 def _background(rng: Generator, name: str, size: tuple[int, int]) -> Floats:
-    """A scene, in two of five pictures up to a wavy horizon with another scene behind it."""
+    """A scene. If it can have a horizon, two of five pictures have a wavy horizon with another scene beyond it."""
     ground = _scene(rng, name, size)
     if not SCENES[name].above or rng.random() > 0.4:
         return ground
@@ -98,28 +98,28 @@ def _background(rng: Generator, name: str, size: tuple[int, int]) -> Floats:
 
 @dataclass(kw_only=True)
 class Canvas:
-    """The picture in progress, drawn large; who owns which pixel is kept at the size of the result."""
+    """The unfinished picture, ZOOM times as large as the result, and the object at each pixel of the result."""
 
     rgb: Floats  # (h * ZOOM, w * ZOOM, 3)
-    grain: Floats  # (h * ZOOM, w * ZOOM), a texture for everything painted
-    owner: NDArray[np.intp]  # (h, w): 0, or 1 + the index into `classes`; later ones lie in front
+    grain: Floats  # (h * ZOOM, w * ZOOM), noise in every texture
+    owner: NDArray[np.intp]  # (h, w): 0, or 1 + the object's index in `classes`; later objects lie in front
     classes: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)  # pixels that each object owned when it was painted
+    sizes: list[int] = field(default_factory=list)  # pixels of each object when it was painted
 
     def accepts(self, cover: NDArray[np.bool_]) -> bool:
-        """Whether every object painted before keeps at least 60 % of its pixels, so that labels stay true."""
+        """Whether each object keeps at least 60 % of its pixels if `cover` is painted, so that its label stays true."""
         shown = np.bincount(self.owner[~cover], minlength=len(self.sizes) + 1)[1:]
         return bool(np.all(shown >= 0.6 * np.array(self.sizes)))
 
     def claim(self, cover: NDArray[np.bool_], label: int) -> None:
-        """Give pixels, bool (h, w), to a new object of class `label`, or for 0 to nobody."""
+        """Assign the pixels of `cover`, bool (h, w), to a new object of class `label`, or to no object if it is 0."""
         self.owner[cover] = len(self.classes) + 1 if label else 0
         if label:
             self.classes.append(label)
             self.sizes.append(int(cover.sum()))
 
     def paint(self, part: Part, matrix: Floats, offset: Floats, light: Floats) -> None:
-        """Fill one part with its texture, which turns and scales with the object, under a directed light."""
+        """Fill one part with its texture, which is rotated and scaled with the object, and apply directed light."""
         outline = part.outline @ matrix.T + offset
         left, top = np.maximum(np.floor(outline.min(0)), 0).astype(int)
         right, bottom = np.minimum(np.ceil(outline.max(0)) + 1, self.grain.shape[::-1]).astype(int)
@@ -130,12 +130,12 @@ class Canvas:
         y, x = y + top, x + left
         u, v = np.linalg.inv(matrix) @ (np.stack([x, y]).astype(np.float32) - offset[:, None])
         grain = self.grain[y, x]
-        share = TEXTURES[part.texture](part.pitch * u, part.pitch * v, grain)[:, None]
+        share = TEXTURES[part.texture](part.frequency * u, part.frequency * v, grain)[:, None]
         shading = (1 + light[0] * u + light[1] * v + 0.25 * (grain - 0.5))[:, None]
-        self.rgb[y, x] = (part.color + (part.second - part.color) * share) * shading
+        self.rgb[y, x] = (part.color + (part.second_color - part.color) * share) * shading
 
     def shadow(self, cover: NDArray[np.bool_], shift: tuple[int, int], depth: float) -> None:
-        """Darken what lies beside an object; a shadow belongs to no class."""
+        """Darken the pixels beside an object; a shadow belongs to no class."""
         cast = Image.fromarray(cover.astype(np.uint8) * 255).rotate(0, translate=shift)
         soft = np.asarray(cast.filter(ImageFilter.BoxBlur(1.5)).resize(self.grain.shape[::-1]), np.float32)
         self.rgb *= 1 - depth / 255 * soft[..., None]
@@ -150,13 +150,13 @@ def _raster(outlines: list[Floats], size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _area(parts: list[Part], unit: int = 24) -> float:
-    """The area of a union of parts in square local units."""
+    """The area that the parts cover together, in square local units."""
     union = _raster([(part.outline + 2) * unit for part in parts], (4 * unit, 4 * unit))
     return float(union.sum()) / unit**2
 
 
 def _pose(rng: Generator, tilt: float) -> Floats:
-    """A random mirror, stretch, shear and rotation, (2, 2), of determinant +-1."""
+    """A random reflection, stretch, shear and rotation: a matrix (2, 2) with determinant +-1."""
     angle = np.radians(rng.normal(0, tilt))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.exp(rng.normal(0, 0.1))
@@ -165,22 +165,22 @@ def _pose(rng: Generator, tilt: float) -> Floats:
 
 
 def _place(rng: Generator, canvas: Canvas, label: int, area: float) -> None:
-    """Paint one object (for 0, clutter) of about `area` drawn pixels where it hides no other too much."""
+    """Paint one object (clutter if `label` is 0) of about `area` pixels on the enlarged canvas, if a place is found."""
     kind = KINDS[CLASSES[label - 1]] if label else CLUTTER
     height, width = canvas.grain.shape
-    hue = hue_of(rng, *kind.colors)
+    color = jittered_color(rng, *kind.colors)
     if rng.random() < CAMOUFLAGED:
-        hue = canvas.rgb[int(rng.integers(height)) :: 9, ::9].mean((0, 1))
-    parts, pose = kind.draw(rng, Look.draw(rng, hue)), _pose(rng, kind.tilt)
+        color = canvas.rgb[int(rng.integers(height)) :: 9, ::9].mean((0, 1))
+    parts, pose = kind.draw(rng, Look.draw(rng, color)), _pose(rng, kind.tilt)
     extent = np.ptp(np.concatenate([part.outline @ pose.T for part in parts]), 0)
-    unit = _area(parts)
-    scale = min(np.sqrt(area / unit), 0.95 * width / extent[0], 0.95 * height / extent[1])
+    local_area = _area(parts)
+    scale = min(np.sqrt(area / local_area), 0.95 * width / extent[0], 0.95 * height / extent[1])
     for _ in range(12):
         matrix = (pose * scale).astype(np.float32)
         offset = rng.uniform((0.1 * width, 0.15 * height), (0.9 * width, 0.85 * height)).astype(np.float32)
         outlines = [part.outline @ matrix.T + offset for part in parts]
         cover = _raster(outlines, (width, height))[ZOOM // 2 :: ZOOM, ZOOM // 2 :: ZOOM]
-        if cover.sum() * ZOOM**2 > IN_FRAME * unit * scale**2 and canvas.accepts(cover):
+        if cover.sum() * ZOOM**2 > IN_FRAME * local_area * scale**2 and canvas.accepts(cover):
             break
         scale *= 0.94
     else:
@@ -193,8 +193,8 @@ def _place(rng: Generator, canvas: Canvas, label: int, area: float) -> None:
     canvas.claim(cover, label)
 
 
-def _cast(rng: Generator, index: int) -> list[int]:
-    """The labels of an image's objects in paint order; the classes take turns as the main one."""
+def _object_classes(rng: Generator, index: int) -> list[int]:
+    """The classes of an image's objects, in the order of painting; the classes take turns as the main class."""
     main = index % len(CLASSES) + 1
     others = rng.permutation([label for label in range(1, len(CLASSES) + 1) if label != main])
     present = [main, *others[: rng.choice(3, p=(0.5, 0.35, 0.15))].tolist()]
@@ -203,7 +203,7 @@ def _cast(rng: Generator, index: int) -> list[int]:
 
 
 def _expose(rng: Generator, rgb: Floats) -> NDArray[np.uint8]:
-    """The camera: uneven light and a colour cast, blur, sensor noise; uint8 (h, w, 3)."""
+    """Add a camera's errors: blur, uneven light, a colour cast and sensor noise; uint8 (h, w, 3)."""
     picture = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8)).reduce(ZOOM)
     if rng.random() < 0.5:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
@@ -215,7 +215,7 @@ def _expose(rng: Generator, rgb: Floats) -> NDArray[np.uint8]:
 
 
 def _annotate(owner: NDArray[np.intp], classes: list[int]) -> NDArray[np.uint8]:
-    """Class indices, and a border of 255 on the pixels just outside each object, so that thin parts stay."""
+    """The mask: class indices, and 255 on the pixels just outside each object, so that thin parts keep their class."""
     pad = np.pad(owner, 1, mode="edge")
     beside = np.max([pad[:-2, 1:-1], pad[2:, 1:-1], pad[1:-1, :-2], pad[1:-1, 2:]], 0)
     mask = np.array([0, *classes], np.uint8)[owner]
@@ -229,14 +229,14 @@ def _annotate(owner: NDArray[np.intp], classes: list[int]) -> NDArray[np.uint8]:
 def render(seed: int, split: str, index: int, size: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw one image: its pixels, uint8 (h, w, 3), and its mask, uint8 (h, w), with 255 on object borders.
 
-    The image depends on these arguments alone; `size` is (width, height).
+    The image depends only on these arguments; `size` is (width, height).
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    labels = _cast(rng, index)
-    homes = KINDS[CLASSES[rng.choice(labels) - 1]].homes if rng.random() < 0.5 else tuple(SCENES)
-    backdrop = _background(rng, rng.choice(homes), size)
+    labels = _object_classes(rng, index)
+    scenes = KINDS[CLASSES[rng.choice(labels) - 1]].frequent_scenes if rng.random() < 0.5 else tuple(SCENES)
+    background = _background(rng, rng.choice(scenes), size)
     grain = _noise(rng, size, (12, 10)).repeat(ZOOM, 0).repeat(ZOOM, 1)
-    canvas = Canvas(rgb=backdrop, grain=grain, owner=np.zeros(size[::-1], np.intp))
+    canvas = Canvas(rgb=background, grain=grain, owner=np.zeros(size[::-1], np.intp))
     pixels = grain.size
     for _ in range(int(rng.integers(1, 6))):
         _place(rng, canvas, 0, pixels * rng.uniform(0.006, 0.05))

@@ -1,4 +1,4 @@
-"""Taking the metadata out of the bytes of a JPEG or PNG, while its pixels stay as they are encoded.
+"""Remove the metadata from the bytes of a JPEG or PNG without encoding its pixels again.
 
 Pillow can write an image without metadata only by encoding it again, which changes the pixels of a JPEG.
 """
@@ -9,9 +9,10 @@ _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 
 
 def without_metadata(data: bytes) -> bytes:
-    """The file without what can hold an EXIF orientation: APP1 segments of a JPEG, EXIF and text chunks of a PNG.
+    """The file without the parts that can hold an EXIF orientation.
 
-    Damaged bytes are returned as they are from where they cannot be followed.
+    These are the APP1 segments of a JPEG, and the EXIF and text chunks of a PNG. If a segment or chunk is damaged so
+    that the next one cannot be found, the rest of the file is returned unchanged. So is a file of any other format.
     """
     if data.startswith(_JPEG):
         return _jpeg(data)
@@ -19,7 +20,7 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """A segment is 0xFF, its kind, two bytes of length (these two included) and its content."""
+    """Drop APP1 segments. A segment is 0xFF, its type (1 byte), the length of the rest (2, included), the content."""
     kept, at = [_JPEG], len(_JPEG)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (_START_OF_SCAN, _END):
         if data[at + 1] == _FILL:
@@ -33,7 +34,7 @@ def _jpeg(data: bytes) -> bytes:
 
 
 def _png(data: bytes) -> bytes:
-    """A chunk is four bytes of length, four of its kind, the content and four of a checksum."""
+    """Drop metadata chunks. A chunk is its content's length (4 bytes), its type (4), the content and a checksum (4)."""
     kept, at = [_PNG], len(_PNG)
     while at + 8 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")

@@ -1,4 +1,4 @@
-"""The files of a folder by their names, however these are spelled."""
+"""Find the files of a folder by name, in any Unicode form and with any case of the suffix."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from ssdd.storage.paths import AnyPath, FilesIn, Stat
 
 
 class FilesByName:
-    """The files with some suffixes in a folder, by name without suffix; the folder is listed once.
+    """The files in a folder that have certain suffixes, by name without suffix; the folder is listed once.
 
     Suffixes are matched in any case, names in any Unicode form. A folder that does not exist has no files.
 
     Args:
         folder: on a disk or in an object store.
         suffixes: in lower case, with the dot.
-        what: the files are, in messages: `image`, `mask` or `labels`.
+        what: the word for the files in messages: `image`, `mask`, `labels` or `list`.
 
     Raises:
         problems.DataError: the folder may not be read.
@@ -38,11 +38,11 @@ class FilesByName:
         return name in self._spellings
 
     def names(self) -> list[str]:
-        """Without suffix, in Unicode's form NFC, sorted."""
+        """The names without suffix, in the Unicode form NFC, sorted."""
         return sorted(self._spellings)
 
     def find(self, name: str) -> AnyPath | None:
-        """The file of that name; None without one. DataError where there are several."""
+        """The file with this name, or None. Raises DataError if several files have this name."""
         spelled = self._spellings.get(name, [])
         if len(spelled) > 1:
             first, *others = spelled
@@ -51,6 +51,6 @@ class FilesByName:
         return self.folder / spelled[0] if spelled else None
 
     def stats(self, name: str) -> list[tuple[str, Stat]]:
-        """Every file of that name with its size and time of change. DataError where the disk refuses to say."""
+        """The full name and `Stat` of each file with this name. Raises DataError if the disk denies access."""
         with permitted(self.folder):
             return [(spelled, self._files.stat(spelled)) for spelled in self._spellings.get(name, [])]

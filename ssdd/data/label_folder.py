@@ -1,4 +1,4 @@
-"""A data folder in VOC's layout out of photographs and labels: of class folders, COCO's JSON, XML files or a CSV."""
+"""Make a data folder in VOC's layout from photographs and labels: class folders, COCO's JSON, XML files or a CSV."""
 
 import csv
 import hashlib
@@ -21,35 +21,35 @@ from ssdd.data.problems import DataError, Problem, collecting, listing, read_tex
 from ssdd.storage.artifacts import whole
 
 _KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
-"""Formats that stay as they are; the others become PNG. MPO is a telephone's JPEG with a second picture behind it."""
+"""Formats that are kept; the others become PNG. MPO, from telephones, is a JPEG with a second picture behind it."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Photographs and what is in them."""
+    """Photographs and their classes."""
 
     classes: list[str]
-    """In the order of classes.txt."""
+    """The class names, in the order of classes.txt."""
     images: dict[Path, set[str]]
-    """The classes of each file."""
+    """The class names of each file."""
 
 
 @dataclass(kw_only=True)
 class Report:
-    """What became of the photographs."""
+    """How many photographs were used, and which were left out."""
 
     images: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     """How many photographs have each class."""
     unlabelled: list[Path] = field(default_factory=list)
-    """Left out: the method needs at least one class of each image."""
+    """Photographs that were left out, because the method needs at least one class for each image."""
     same: int = 0
-    """Files that are another one's copy; their classes were joined."""
+    """The number of files that are copies of an earlier one, which gets the classes of all its copies."""
     train: int = 0
     val: int = 0
 
     def lines(self) -> Iterator[str]:
-        """For a terminal."""
+        """The report as lines of text."""
         yield f"{self.images} images: {self.train} in the list train, {self.val} in val"
         width = max(map(len, self.classes), default=0)
         yield from (f"  {name:<{width}}  {count:>7}" for name, count in self.classes.items())
@@ -63,16 +63,16 @@ class Report:
 
 
 def read(source: Path, images: Path | None = None) -> Labels:
-    """The labels of a source, by what it is.
+    """Read photographs and their classes from a source.
 
     Args:
-        source: a folder with a folder for each class; a folder of VOC's XML files; COCO's `instances.json`; or a CSV
-            with a line `FILE,CLASS` (or `FILE,CLASS;CLASS`) for each image or each class of an image.
-        images: where the photographs are that the source names. Default: beside the JSON or CSV; for XML files
-            `JPEGImages` beside their folder, or that folder itself.
+        source: a folder that holds a folder for each class; a folder of VOC's XML files; COCO's `instances.json`; or a
+            CSV with lines `FILE,CLASS` or `FILE,CLASS;CLASS`, of which an image may have several.
+        images: the folder of the photographs that the source names. Default: the folder of the JSON or CSV; for XML
+            files `JPEGImages` beside their folder, or their folder if there is no `JPEGImages`.
 
     Raises:
-        problems.DataError: the source is none of these, or names files that are not there.
+        problems.DataError: the source is none of these, or names photographs that do not exist.
     """
     if source.is_dir():
         xmls = sorted(path for path in source.iterdir() if path.suffix.lower() == ".xml")
@@ -83,7 +83,10 @@ def read(source: Path, images: Path | None = None) -> Labels:
         source.suffix.lower()
     )
     if read_file is None:
-        raise DataError(f"{source}: is neither a folder nor a .json nor a .csv")
+        raise DataError(
+            f"{source}: is neither a folder nor a .json, .csv, .tsv or .txt file; give class folders, XML files, a "
+            "COCO JSON or a CSV"
+        )
     return read_file(source, images or source.parent)
 
 
@@ -93,15 +96,17 @@ def _beside(folder: Path) -> Path:
 
 
 def _from_folders(source: Path) -> Labels:
-    found: dict[Path, set[str]] = {}
+    names_of: dict[Path, set[str]] = {}
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in codec.PHOTOGRAPH_SUFFIXES and not path.name.startswith("."):
-                found[path] = {folder.name}
-    if not found:
-        raise DataError(f"{source}: has no folders with photographs; put those of a class into SOURCE/CLASS/")
-    return _labels([folder.name for folder in folders], found)
+                names_of[path] = {folder.name}
+    if not names_of:
+        raise DataError(
+            f"{source}: has no folders with photographs; put the photographs of each class into SOURCE/CLASS/"
+        )
+    return _labels([folder.name for folder in folders], names_of)
 
 
 def _from_coco(source: Path, images: Path) -> Labels:
@@ -109,27 +114,27 @@ def _from_coco(source: Path, images: Path) -> Labels:
     try:
         data = json.loads(text)
         names = {category["id"]: category["name"] for category in data["categories"]}
-        found: dict[int, set[str]] = {entry["id"]: set() for entry in data["images"]}
+        names_of: dict[int, set[str]] = {entry["id"]: set() for entry in data["images"]}
         for annotation in data["annotations"]:
-            found[annotation["image_id"]].add(names[annotation["category_id"]])
+            names_of[annotation["image_id"]].add(names[annotation["category_id"]])
         files = {entry["id"]: images / entry["file_name"] for entry in data["images"]}
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{source}: not the annotations of COCO ({type(error).__name__}: {error})"
-        raise DataError(f"{reason}; images, annotations and categories are needed") from error
-    return _present(source, [names[i] for i in sorted(names)], {files[i]: own for i, own in found.items()})
+        reason = f"{source}: is not a COCO annotation file ({type(error).__name__}: {error})"
+        raise DataError(f"{reason}; it must have the entries images, annotations and categories") from error
+    return _present(source, [names[i] for i in sorted(names)], {files[i]: names for i, names in names_of.items()})
 
 
 def _from_xml(sources: list[Path], images: Path) -> Labels:
-    found: dict[Path, set[str]] = {}
+    names_of: dict[Path, set[str]] = {}
     problems: list[Problem] = []
     for source in sources:
         with collecting(problems):
             root = read_xml(source)
             name = root.findtext("filename", "") or f"{source.stem}.jpg"
-            found[images / Path(name).name] = set(names_in(root))
+            names_of[images / Path(name).name] = set(names_in(root))
     if problems:
         raise listing(str(sources[0].parent), problems)
-    return _present(sources[0].parent, sorted(set().union(*found.values())), found)
+    return _present(sources[0].parent, sorted(set().union(*names_of.values())), names_of)
 
 
 def _from_csv(source: Path, images: Path) -> Labels:
@@ -138,33 +143,33 @@ def _from_csv(source: Path, images: Path) -> Labels:
         dialect: Any = csv.Sniffer().sniff(text[:4096], delimiters=",\t|")
     except csv.Error:
         dialect = csv.excel
-    found: dict[Path, set[str]] = {}
+    names_of: dict[Path, set[str]] = {}
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), dialect) if any(row)]
     if rows and Path(rows[0][0]).suffix.lower() not in codec.PHOTOGRAPH_SUFFIXES:  # a header
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):
         if len(row) != 2:
             raise DataError(f"{source}: row {number} has {len(row)} fields, not 2; write `FILE,CLASS` on each line")
-        found.setdefault(images / row[0], set()).update(name.strip() for name in row[1].split(";"))
-    return _present(source, sorted(set().union(*found.values())), found)
+        names_of.setdefault(images / row[0], set()).update(name.strip() for name in row[1].split(";"))
+    return _present(source, sorted(set().union(*names_of.values())), names_of)
 
 
-def _present(source: Path, classes: list[str], found: dict[Path, set[str]]) -> Labels:
-    """The labels, if all files are there."""
-    missing = [("missing image", str(path)) for path in found if not path.is_file()]
+def _present(source: Path, classes: list[str], names_of: dict[Path, set[str]]) -> Labels:
+    """`_labels`, if every photograph exists; else a DataError that lists those that are missing."""
+    missing = [("missing image", str(path)) for path in names_of if not path.is_file()]
     if missing:
-        raise listing(f"{source} (--images says where the photographs are)", missing)
-    return _labels(classes, found)
+        raise listing(f"{source} (set the folder of the photographs with --images)", missing)
+    return _labels(classes, names_of)
 
 
-def _labels(classes: Iterable[str], found: dict[Path, set[str]]) -> Labels:
-    """Without the background, which is no class, and names that nothing has."""
+def _labels(classes: Iterable[str], names_of: dict[Path, set[str]]) -> Labels:
+    """The labels without the background, and without classes that no photograph has."""
 
     def clean(names: Iterable[str]) -> list[str]:
         every = dict.fromkeys(normal_form(name.strip()) for name in names)
         return [name for name in every if name and not is_background(name)]
 
-    images = {path: set(clean(names)) for path, names in found.items()}
+    images = {path: set(clean(names)) for path, names in names_of.items()}
     used = set().union(*images.values()) if images else set()
     return Labels([name for name in clean(classes) if name in used], images)
 
@@ -178,26 +183,31 @@ def write(
     seed: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = lambda items: items,
 ) -> Report:
-    """Make a data folder, which appears when it is whole: JPEGImages, labels.csv, classes.txt, the lists train and val.
+    """Make a data folder: JPEGImages, labels.csv, classes.txt and the lists train and val.
+
+    The folder gets its name only when it is complete.
 
     Args:
-        labels: of the photographs.
-        output: a folder that does not exist.
-        val: share of the images that go into the list val; every class keeps images to train on.
-        copy: copy the photographs. Otherwise they are linked (hard links) where the output is on the same disk. Those
-            that are neither JPEG nor PNG become PNG.
-        seed: of the split.
-        progress: shows how far an iterable has come.
+        labels: the photographs and their classes.
+        output: the data folder; it must not exist.
+        val: the share of the images that go into the list val; every class keeps at least one training image.
+        copy: whether to copy every photograph. Otherwise it is hard-linked where the disk allows that, and copied where
+            not. In both cases, a photograph that is neither JPEG nor PNG becomes PNG.
+        seed: the random seed of the split.
+        progress: wraps an iterable and shows its progress.
 
     Raises:
-        problems.DataError: `output` is there already, a photograph cannot be read, a class's name cannot be written
-            into labels.csv, or no image has a class.
+        problems.DataError: `output` exists, a photograph cannot be read, a class's name has a semicolon or a line
+            break, or no image has a class.
     """
     if output.exists():
-        raise DataError(f"{output}: is there already; name a new folder")
+        raise DataError(f"{output}: already exists; name a new folder")
     bad = [name for name in labels.classes if ";" in name or "\n" in name]
     if bad:
-        raise DataError(f"classes {', '.join(map(repr, bad))}: labels.csv separates classes by `;`; rename them")
+        raise DataError(
+            f"classes {', '.join(map(repr, bad))}: names cannot have a line break or `;`, because labels.csv separates "
+            "classes by `;`; rename them"
+        )
     report = Report()
     problems: list[Problem] = []
     by_content: dict[str, tuple[Path, set[str]]] = {}
@@ -209,10 +219,10 @@ def write(
             by_content.setdefault(digest, (path, set()))[1].update(labels.images[path])
     if problems:
         raise listing("photographs", problems)
-    report.unlabelled = [path for path, own in by_content.values() if not own]
-    chosen = {path: own for path, own in by_content.values() if own}
+    report.unlabelled = [path for path, names in by_content.values() if not names]
+    chosen = {path: names for path, names in by_content.values() if names}
     if not chosen:
-        raise DataError("no image has a class; each needs at least one")
+        raise DataError("no image has a class; give every image at least one")
     ids = _ids(list(chosen))
     in_val = _val_list(list(chosen.values()), val, seed)
     with whole(output) as aside:
@@ -224,7 +234,7 @@ def write(
             writer = csv.writer(file)
             writer.writerow(["image_id", "classes"])
             order = labels.classes.index
-            writer.writerows([ids[path], ";".join(sorted(own, key=order))] for path, own in chosen.items())
+            writer.writerows([ids[path], ";".join(sorted(names, key=order))] for path, names in chosen.items())
         lists = aside / "ImageSets" / "Segmentation"
         lists.mkdir(parents=True)
         for name, wanted in (("train", False), ("val", True)):
@@ -233,12 +243,12 @@ def write(
                 (lists / f"{name}.txt").write_text("".join(f"{image_id}\n" for image_id in members), encoding="utf-8")
             setattr(report, name, len(members))
     report.images = len(chosen)
-    report.classes = {name: sum(name in own for own in chosen.values()) for name in labels.classes}
+    report.classes = {name: sum(name in names for names in chosen.values()) for name in labels.classes}
     return report
 
 
 def _checked(path: Path) -> bytes:
-    """A photograph's bytes, if it decodes to its end."""
+    """A photograph's bytes, which are decoded to find damage."""
     with codec.decoding(path, "unreadable image", codec.PHOTOGRAPH_KINDS) as data:
         with Image.open(io.BytesIO(data), formats=codec.PHOTOGRAPH_FORMATS) as image:
             image.load()
@@ -246,7 +256,7 @@ def _checked(path: Path) -> bytes:
 
 
 def _place(path: Path, folder: Path, image_id: str, copy: bool) -> None:
-    """Put a photograph into the data folder."""
+    """Link, copy or convert a photograph into the data folder."""
     with Image.open(path, formats=codec.PHOTOGRAPH_FORMATS) as image:
         suffix = _KEPT.get(image.format or "")
         if suffix is None:
@@ -257,13 +267,13 @@ def _place(path: Path, folder: Path, image_id: str, copy: bool) -> None:
         try:
             os.link(path.resolve(), target)
             return
-        except OSError:  # another disk, or one without links
+        except OSError:  # another disk, or a disk without hard links
             pass
     shutil.copyfile(path, target)
 
 
 def _ids(paths: list[Path]) -> dict[Path, str]:
-    """An id for each file: its name without suffix, where that is not unique with the folder's name before it."""
+    """A unique id for each file: its name without suffix, or FOLDER_NAME if several files have the same name."""
 
     def plain(text: str) -> str:
         kept = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in normal_form(text))
@@ -288,18 +298,18 @@ def _ids(paths: list[Path]) -> dict[Path, str]:
 
 
 def _val_list(classes: list[set[str]], share: float, seed: int) -> list[bool]:
-    """Whether each image goes into the list val: a random share, of which no class is left without training images."""
+    """Whether each image goes into the list val: a random share that leaves each class at least one training image."""
     wanted = round(share * len(classes))
-    left: dict[str, int] = {}
-    for own in classes:
-        for name in own:
-            left[name] = left.get(name, 0) + 1
+    training_images: dict[str, int] = {}  # of each class
+    for names in classes:
+        for name in names:
+            training_images[name] = training_images.get(name, 0) + 1
     chosen = [False] * len(classes)
     for k in np.random.default_rng(seed).permutation(len(classes)):
         if sum(chosen) == wanted:
             break
-        if all(left[name] > 1 for name in classes[k]):
+        if all(training_images[name] > 1 for name in classes[k]):
             chosen[k] = True
             for name in classes[k]:
-                left[name] -= 1
+                training_images[name] -= 1
     return chosen

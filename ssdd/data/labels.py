@@ -13,38 +13,39 @@ from ssdd.data.problems import DataError, fault, permitted, read_text
 from ssdd.data.voc import VOCFolder
 from ssdd.storage.paths import ABSENT, AnyPath
 
-_Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: its lines' numbers and cells
+_Rows = dict[str, list[tuple[int, list[str]]]]  # by image id: the number and the cells of each of its lines
 _HEADER = re.compile(r"""["']?\s*image[ _]?id\s*["']?\s*([,;\t|])""", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Where the labels of a folder's images stand; either `rows` or `xmls` is there."""
+    """The labels of a folder's images, from labels.csv (`rows`) or from XML files (`xmls`)."""
 
     classes: tuple[str, ...]
-    """Names, background first."""
+    """Class names, background first."""
     csv: AnyPath
     rows: _Rows | None = None
-    """Of labels.csv."""
+    """The lines of labels.csv."""
     xmls: FilesByName | None = None
 
     @classmethod
     def open(cls, folder: VOCFolder) -> "Labels":
-        """Of a folder's labels.csv if there is one, else of its Annotations/. DataError for an unusable labels.csv."""
+        """The labels in a folder's labels.csv if it exists, else in Annotations/. DataError for a bad labels.csv."""
         if folder.stat_of_csv() != ABSENT:
             return cls.read(folder.csv, folder.classes)
         return cls(classes=folder.classes, csv=folder.csv, xmls=folder.xmls())
 
     @classmethod
     def read(cls, path: AnyPath, classes: tuple[str, ...]) -> "Labels":
-        """Of a file like labels.csv. DataError where it is not there or cannot be used."""
+        """The labels in a file like labels.csv. Raises DataError if the file is missing or unusable."""
         return cls(classes=classes, csv=path, rows=_read_rows(path))
 
     def of(self, image_id: str) -> tuple[str, list[int]] | None:
-        """Where the labels of an image stand, and its foreground classes, sorted; None without an XML file.
+        """Where an image's labels stand, for messages, and its sorted foreground classes; None without its XML file.
 
         Raises:
-            problems.DataError: no line for it in labels.csv, a malformed line or file, or an unknown class.
+            problems.DataError: labels.csv has no line for the image, the line or file is malformed, or a class is
+                unknown.
         """
         if self.rows is not None:
             where, names = self._names_in_csv(self.rows.get(image_id, []), image_id)
@@ -62,7 +63,7 @@ class Labels:
         return where, sorted({index for index in indices.values() if index is not None})
 
     def _index(self, name: str) -> int | None:
-        """The class of a name; it may begin with the class's number, as in classes.txt."""
+        """The class index of a name, or None. The name may begin with the index, as in classes.txt."""
         number, rest = without_number(name)
         if name not in self.classes and rest in self.classes and self.classes.index(rest) == number:
             return number
@@ -70,12 +71,12 @@ class Labels:
 
     @cached_property
     def _other_lines(self) -> dict[str, tuple[int, str]]:
-        """The lines that begin with an id and another separator than the file's: their numbers and separators."""
+        """Lines that seem to use another separator than the file: by image id, the line's number and that separator."""
         lines: dict[str, tuple[int, str]] = {}
         for name, rows in (self.rows or {}).items():
             for separator in ";\t|, ":
-                start, found, _ = name.partition(separator)
-                if found:
+                start, separated, _ = name.partition(separator)
+                if separated:
                     lines.setdefault(start.strip(), (rows[0][0], separator))
         return lines
 
@@ -99,8 +100,8 @@ class Labels:
 def _read_rows(path: AnyPath) -> _Rows:
     """The lines of labels.csv by image id, each with its number and the cells: the id, and `class;class`.
 
-    A header says how the fields are separated: `image_id,classes`, or with a semicolon, a tab or a bar. Where it is no
-    comma, classes may be separated by it, too, or by commas.
+    The header (`image_id,classes`) shows the separator of the fields: a comma, semicolon, tab or bar. Without a header,
+    it is a comma. Semicolons separate classes; if fields have another separator than a comma, it and commas do, too.
     """
     lines = read_text(path).splitlines()
     header = next((match for line in lines if line.strip() and (match := _HEADER.match(line.strip()))), None)
@@ -127,17 +128,17 @@ def _read_rows(path: AnyPath) -> _Rows:
 
 
 def read_xml(path: AnyPath) -> ElementTree.Element:
-    """The root of one of VOC's XML files. DataError where it cannot be read."""
+    """The root element of an XML file of VOC. Raises DataError if the file cannot be read."""
     try:
         with permitted(path):
             data = path.read_bytes()
         return ElementTree.fromstring(data)
     except DataError:
         raise
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: its encoding
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: a wrong encoding
         raise fault("malformed labels", f"{path}: not readable XML ({error})") from error
 
 
 def names_in(root: ElementTree.Element) -> list[str]:
-    """The names of its objects."""
+    """The class names of the objects in an XML file."""
     return [entry.findtext("name", "") for entry in root.findall("object")]

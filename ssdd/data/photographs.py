@@ -1,4 +1,4 @@
-"""Photographs that are no data set: a file, a folder, a glob or an object store's prefix, and their outputs' names."""
+"""Find photographs outside a data set (a file, a folder, a glob or an object store's prefix) and name their outputs."""
 
 import glob
 import os
@@ -19,27 +19,27 @@ _GLOB = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Photographs:
-    """Files below a folder."""
+    """Photographs below a folder."""
 
     root: AnyPath
     names: list[str]
     """Paths relative to `root`, with slashes, sorted."""
     others: int = 0
-    """Files of the folder that have no photograph's suffix."""
+    """The number of files in the folder without the suffix of a photograph."""
 
 
 def find(text: str, output: AnyPath) -> Photographs:
-    """The photographs that a text names.
+    """Find the photographs that `--input` names.
 
     Args:
-        text: a file; a folder, whose photographs are taken with those of its subfolders; a glob (`**` for any number of
-            folders), the fixed part of which is the root; or s3://BUCKET/KEY, a file or a folder. In a folder the
-            suffix says what is a photograph, and what is hidden is left out.
-        output: a folder that is left out.
+        text: a file; a folder, which is searched with its subfolders; a glob (`**` for any number of folders), whose
+            fixed part becomes `Photographs.root`; or s3://BUCKET/KEY, a file or a folder. In a folder, the photographs
+            are the files with a suffix of `PHOTOGRAPH_SUFFIXES`; hidden files and folders are left out.
+        output: the folder of the outputs; files in it are left out.
 
     Raises:
-        problems.DataError: there is nothing, or a file's name is no text.
-        ValueError: a URL of another kind.
+        problems.DataError: there is no photograph, or a file's name is not UTF-8.
+        ValueError: the text is a URL of an unknown kind.
     """
     path = to_path(text)
     root: AnyPath
@@ -62,7 +62,7 @@ def find(text: str, output: AnyPath) -> Photographs:
         names, others = photographs, len(names) - len(photographs)
     if not names:
         suffixes = ", ".join(PHOTOGRAPH_SUFFIXES)
-        raise DataError(f"--input {text}: no photograph ({suffixes}) is there; name a folder that has some")
+        raise DataError(f"--input {text}: no photograph ({suffixes}) was found; name a folder with photographs")
     for name in names:
         if not _is_text(name):
             raise DataError(f"--input {text}: the name {name!r} is not UTF-8; rename that file or folder")
@@ -70,20 +70,20 @@ def find(text: str, output: AnyPath) -> Photographs:
 
 
 def _without(names: list[str], root: AnyPath, folder: AnyPath) -> list[str]:
-    """The names below a root that do not lie in a folder."""
+    """The names of the files below `root` that are not in `folder`."""
     if isinstance(root, Path) and isinstance(folder, Path):
         root, folder = root.resolve(), folder.resolve()
     try:
         prefix = relative(folder, root)
-    except ValueError:  # it is not below the root
+    except ValueError:  # the folder is not below the root
         return names
     return [name for name in names if not f"{name}/".startswith(f"{prefix}/")]
 
 
 def _remote(path: RemotePath) -> tuple[RemotePath, list[str], bool]:
-    """The root, the names below it, and whether they are those of a folder."""
+    """The root, the names of the files below it, and whether the path is a folder."""
     if _GLOB.search(path.key):
-        raise DataError(f"--input {path}: a glob cannot name objects of a store; give the folder")
+        raise DataError(f"--input {path}: a glob cannot name objects in an object store; give their folder")
     if path.is_file():
         return path.parent, [path.name], False
     files = (info.path for info in path.entries(recursive=True) if info.type == FileType.File)
@@ -92,7 +92,7 @@ def _remote(path: RemotePath) -> tuple[RemotePath, list[str], bool]:
 
 
 def _below(root: Path) -> list[str]:
-    """The files of a folder and its subfolders that are not hidden; links to folders are not followed."""
+    """The files in a folder and in its subfolders, without hidden ones; links to folders are not followed."""
     names = []
     for folder, subfolders, files in os.walk(root, onerror=_raise):
         subfolders[:] = [name for name in subfolders if name[0] != "."]
@@ -127,13 +127,13 @@ def _is_text(name: str) -> bool:
 
 
 def output_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
-    """For each photograph a name without suffix that is no other's: `a/b` for `a/b.jpg`, unless there is `a/b.png`.
+    """A unique output name for each photograph: `a/b` for `a/b.jpg`, unless `a/b.png` is a photograph, too.
 
-    Photographs whose names differ in the suffix alone keep it: `a/b.jpg` and `a/b.png`.
+    Photographs whose names differ only in the suffix keep the suffix: `a/b.jpg` and `a/b.png`.
 
     Args:
-        names: of files, all different.
-        taken: what the outputs of earlier photographs are called.
+        names: the names of the photographs, all different.
+        taken: the names of earlier outputs, which must not be replaced; DataError if a name with its suffix is taken.
     """
     short = [str(PurePosixPath(name).with_suffix("")) for name in names]
     keeps = [False] * len(names)
@@ -145,6 +145,6 @@ def output_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]
             break
         for k in clashing:
             keeps[k] = True
-    if both := sorted(result for result in results if result in taken):
-        raise DataError(f"the outputs of {both[0]} would replace an earlier one's; name another --output")
+    if clashes := sorted(result for result in results if result in taken):
+        raise DataError(f"the output {clashes[0]} would replace an earlier output; name another --output")
     return results

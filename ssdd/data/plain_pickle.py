@@ -1,7 +1,7 @@
-"""Dictionaries that `np.save` pickled, numpy arrays and torch tensors in them, read without running what they name.
+"""Read dictionaries of arrays and tensors that `np.save` pickled, without running the functions that a pickle names.
 
-A pickle calls functions by their names. Here each name that such a file holds stands for a function of this module,
-which builds arrays from raw bytes; any other name is refused. Neither numpy nor torch unpickles anything.
+A pickle calls functions by name. Here each name that such a file needs stands for a function of this module, which
+builds arrays from raw bytes; any other name raises DataError. Neither numpy nor torch unpickles anything.
 """
 
 import io
@@ -24,7 +24,7 @@ _DAMAGED = (
     *(pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError, ImportError),
     *(OverflowError, MemoryError, RecursionError, tokenize.TokenError, SyntaxError),
 )
-"""What the unpickler, and numpy's reader of the header, raise on damaged bytes."""
+"""The errors that the unpickler and numpy's header reader raise on damaged bytes."""
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "BoolStorage": np.dtype("?"),
@@ -40,18 +40,18 @@ _STORAGES = {
 
 
 class _RefusedError(Exception):
-    """The file holds what is not allowed; the message says what."""
+    """The file holds something that is not allowed; the message names it."""
 
 
 def read(path: AnyPath) -> dict[Any, Any]:
-    """The dictionary in a file that `np.save` wrote, by any version of numpy and torch.
+    """Read the dictionary in a file that `np.save` wrote, with any version of numpy and torch.
 
-    Its keys and values are numbers, texts, None, lists, tuples and dictionaries; arrays and tensors of numbers come as
-    numpy arrays.
+    Its values may be numbers, texts, None, arrays, tensors, lists, tuples and dictionaries. Arrays and tensors are
+    returned as numpy arrays, tuples as lists.
 
     Raises:
-        problems.DataError: the file is damaged, holds no dictionary, or names anything else than what arrays, numbers
-            and tensors need: nothing of the file has been run then.
+        problems.DataError: the file is damaged, holds no dictionary, or names a function or type that numbers, arrays
+            and tensors do not need; such a function is never run.
     """
     with permitted(path):
         data = path.read_bytes()
@@ -59,7 +59,7 @@ def read(path: AnyPath) -> dict[Any, Any]:
     try:
         read_header = _HEADERS.get(np.lib.format.read_magic(stream))
         if read_header is None:
-            raise ValueError("has a version of the .npy format that is unknown")
+            raise ValueError("its version of the .npy format is unknown")
         _, _, dtype = read_header(stream)
         content = _plain(_load(_ArrayUnpickler, stream)) if dtype.hasobject else None
     except _RefusedError as error:
@@ -72,17 +72,17 @@ def read(path: AnyPath) -> dict[Any, Any]:
 
 
 def _load(kind: type[pickle.Unpickler], stream: io.BytesIO) -> Any:
-    """The next pickle of a stream, which is left at its end."""
+    """Load the next pickle of a stream, and leave the stream at the end of that pickle."""
     start, size = stream.tell(), len(stream.getbuffer())
     for opcode, argument, _ in pickletools.genops(stream):
-        if "PUT" in opcode.name and (argument or 0) > size:  # the unpickler would fill so many places of a list
-            raise ValueError(f"a memo of {argument} places in a file of {size} bytes")
+        if "PUT" in opcode.name and (argument or 0) > size:  # the unpickler would allocate that many entries
+            raise ValueError(f"a memo entry has the number {argument}, but the file has only {size} bytes")
     stream.seek(start)
-    return kind(stream, encoding="latin1").load()  # as numpy reads files of Python 2
+    return kind(stream, encoding="latin1").load()  # which pickles of Python 2 need
 
 
 class _Array:
-    """An array of a pickle: numpy pickles an empty one, and then what to fill it with."""
+    """Stands for an array in a pickle: numpy pickles an empty array, and then the state that fills it."""
 
     __slots__ = ("content",)
 
@@ -93,20 +93,22 @@ class _Array:
         _, shape, dtype, fortran, raw = state
         if dtype.is_object:
             if shape != () or len(raw) != 1:
-                raise _RefusedError(f"an array of objects of shape {shape}, where only a dictionary is expected")
+                raise _RefusedError(
+                    f"holds an array of objects with shape {shape}, where only a dictionary is expected"
+                )
             self.content = raw[0]
         else:
             self.content = dtype.values(raw).reshape(shape, order="F" if fortran else "C")
 
 
 class _Type:
-    """A numpy type of numbers, or that of objects."""
+    """Stands for numpy's type of numbers or of objects in a pickle."""
 
     __slots__ = ("name", "order")
 
     def __init__(self, name: str, *_: Any) -> None:
         if not re.fullmatch(r"b1|[iu][1248]|f[248]|O[48]?", name):
-            raise _RefusedError(f"values of numpy's type {name!r}, where only numbers are expected")
+            raise _RefusedError(f"holds values of numpy's type {name!r}, where only numbers are expected")
         self.name, self.order = name, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -117,14 +119,14 @@ class _Type:
         return self.name.startswith("O")
 
     def values(self, raw: bytes | str) -> np.ndarray:
-        """The numbers in some bytes, (N,)."""
+        """The numbers in raw bytes, (N,)."""
         if self.is_object:
-            raise _RefusedError("an object, where a number is expected")
+            raise _RefusedError("holds an object, where a number is expected")
         return np.frombuffer(_encode(raw) if isinstance(raw, str) else raw, np.dtype(self.order + self.name))
 
 
 def _plain(content: Any) -> Any:
-    """The same with arrays in the places of `_Array`."""
+    """The content with numpy arrays in place of `_Array` objects, and lists in place of tuples."""
     if isinstance(content, _Array):
         return _plain(content.content)
     if isinstance(content, dict):
@@ -143,33 +145,33 @@ def _scalar(dtype: _Type, raw: bytes | str) -> int | float | bool:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Bytes, which Python 3 writes as text in the old protocols that old versions of numpy use."""
+    """Turn text back into bytes. Old pickle protocols, which old versions of numpy use, store bytes as text."""
     if encoding not in ("latin1", "latin-1"):
-        raise _RefusedError(f"text in the encoding {encoding!r}")
+        raise _RefusedError(f"holds text in the encoding {encoding!r}, where only latin1 is expected")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """How the same protocols write that there are none."""
+    """Stands for `bytes()`: old pickle protocols store empty bytes as a call of it."""
     return b""
 
 
 def _storage(data: bytes) -> _Array:
-    """The numbers (N,) of a torch storage: five pickles, then their count in eight bytes and the numbers themselves."""
+    """The numbers (N,) of a torch storage. `data` are five pickles, the count (eight bytes) and the numbers' bytes."""
     stream = io.BytesIO(data)
     magic, _, _, (dtype, count), _ = (_load(_StorageUnpickler, stream) for _ in range(5))
     if magic != _TORCH_MAGIC or int.from_bytes(stream.read(8), "little") != count:
-        raise ValueError("a torch storage of an unknown format")
+        raise ValueError("the format of a torch storage is unknown")
     return _Array(np.frombuffer(data, dtype, count, stream.tell()))
 
 
 def _tensor(storage: _Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _Array:
-    """A tensor: a view of a storage."""
+    """A tensor: a part of a storage."""
     values = storage.content
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     beyond = 0 not in size and (last >= len(values) or math.prod(size) > len(values))
     if beyond or min(offset, *size, *stride, 0) < 0:
-        raise ValueError("a tensor that is not within its storage")
+        raise ValueError("a tensor is not within its storage")
     strides = [step * values.itemsize for step in stride]
     return _Array(np.lib.stride_tricks.as_strided(values[offset:], size, strides).copy())
 
@@ -181,7 +183,8 @@ _GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
     ("builtins", "bytes"): _no_bytes,
-    ("collections", "OrderedDict"): dict,  # of a tensor's hooks
+    ("__builtin__", "bytes"): _no_bytes,  # its name in Python 2, which the old protocols write
+    ("collections", "OrderedDict"): dict,  # holds a tensor's hooks
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch.storage", "_load_from_bytes"): _storage,
 }
@@ -191,19 +194,19 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         function = _GLOBALS.get((module, name))
         if function is None:
-            raise _RefusedError(f"names {module}.{name}")
-        return partial(function)  # a new object each time: a pickle may change what it was handed
+            raise _RefusedError(f"refers to {module}.{name}")
+        return partial(function)  # a new object each time, because a pickle may change the object that it gets
 
 
 class _StorageUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module not in ("torch", "torch.cuda") or name not in _STORAGES:
-            raise _RefusedError(f"names {module}.{name}")
+            raise _RefusedError(f"refers to {module}.{name}")
         return name
 
     def persistent_load(self, pid: Any) -> tuple[np.dtype, int]:
-        """The type and the number of a storage's values."""
-        word, name, _, _, count, part = pid
-        if word != "storage" or part is not None:
-            raise ValueError("a torch storage of an unknown format")
+        """The type of a storage's values, and their number."""
+        tag, name, _, _, count, view = pid
+        if tag != "storage" or view is not None:
+            raise ValueError("the format of a torch storage is unknown")
         return _STORAGES[name], count

@@ -1,4 +1,4 @@
-"""Reading and checking the images of a list: every file is decoded, and what is wrong is reported together."""
+"""Read and check the images of a list: every file is decoded, and all problems are reported together."""
 
 import operator
 from collections import Counter
@@ -27,13 +27,13 @@ class ReadOptions:
     """How image files are read."""
 
     max_pixels: int | None = None
-    """An image with more is refused; None: Pillow's limit (179 million) alone."""
+    """An image with more pixels is a problem; None: only Pillow's limit (179 million) applies."""
     apply_exif: bool = False
-    """Whether photographs are turned as their EXIF data say."""
+    """Whether photographs are turned by their EXIF orientation."""
 
     @classmethod
     def of(cls, config: Config) -> "ReadOptions":
-        """As a configuration says."""
+        """The options in a configuration."""
         return cls(max_pixels=config.max_pixels, apply_exif=config.apply_exif)
 
 
@@ -49,32 +49,32 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """An image list after every image and mask of it was decoded."""
+    """The result of decoding every image and mask of a list."""
 
     title: str
     """The folder and the list, for messages."""
     records: list[Record]
-    """The images that nothing is wrong with, in the list's order."""
+    """The images without problems, in the list's order."""
     problems: list[Problem]
-    """Of the other images."""
+    """The problems of the other images."""
     misread: list[Problem]
-    """What shows that the values of the masks do not mean the classes: then no score and no training makes sense."""
+    """Problems that show that masks hold other values than the class indices: scores with them would be useless."""
     warnings: list[str]
     count: int = 0
-    """Images in the list."""
+    """The number of images in the list."""
     classes_of: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """The foreground classes of each image that could be read, by its labels or else its mask."""
+    """By image id: the foreground classes, from the labels or else from the mask; no entry if neither could be read."""
     images: dict[int, int] = field(default_factory=dict)
-    """How many images have each class; for the background and 255, how many masks."""
+    """By class: how many images have it. For the background and 255: how many masks have the value."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """(width, height) of every image that could be decoded."""
     pixels: dict[int, int] = field(default_factory=dict)
-    """Pixels of each value in all masks together."""
+    """By value: the number of pixels in all masks together."""
 
     def check(self, skip_broken: bool) -> None:
-        """Raise one DataError that lists every problem; with `skip_broken` only if images cannot just be left out."""
+        """Raise one DataError with every problem; with `skip_broken`, only if masks are misread or no image is left."""
         if self.misread or (self.problems and not (skip_broken and self.records)):
-            # Where 255 stands for the object, no mask has a class.
+            # Masks of 0 and 255 have no class, so "no class" would be listed for each of them.
             binary = any(kind == "masks of 0 and 255" for kind, _ in self.misread)
             others = [problem for problem in self.problems if not (binary and problem[0] == "no class")]
             raise listing(self.title, [*self.misread, *others])
@@ -90,19 +90,19 @@ def examine(
 ) -> Examined:
     """Decode every image and mask of a split and read its labels.
 
-    Labels come from labels.csv if there is one, else from the image's XML file, else from its mask. Without
-    `need_labels` `presence` is empty: labels are compared with the masks where they can be read, and may be absent. A
-    mask that exists is checked, needed or not.
+    Labels come from labels.csv if it exists, else from the image's XML file, else from its mask. Without `need_labels`
+    they may be absent, and `Record.presence` is empty; labels that can be read are still compared with masks. A mask
+    that exists is always checked, even if it is not needed.
 
     Args:
         folder: an open folder.
-        split: name of the image list.
+        split: the name of the image list.
         need_labels: whether an image without labels is a problem.
         options: how image files are read.
-        progress: shows how far an iterator of so many items has come.
+        progress: wraps an iterator with the given number of items and shows its progress.
 
     Raises:
-        problems.DataError: a list or a labels.csv that cannot be read.
+        problems.DataError: the list or labels.csv cannot be read.
     """
     ids = read_split(folder, split)
     checker = _Checker(
@@ -113,32 +113,32 @@ def examine(
         need_labels=need_labels,
         options=options,
     )
-    looked = list(progress(threaded(checker.look, ids, folder.root), len(ids)))
-    uses = [one.use for one in looked if one.use is not None]
+    results = list(progress(threaded(checker.check_image, ids, folder.root), len(ids)))
+    uses = [result.use for result in results if result.use is not None]
     misread, warnings = mask_values.check(uses, folder.classes, folder.has_voc_classes)
-    turned = sum(one.probe is not None and one.probe.orientation != 1 for one in looked)
+    turned = sum(result.probe is not None and result.probe.orientation != 1 for result in results)
     if turned and not options.apply_exif:
         warnings.append(f"{turned} of {len(ids)} photographs have an EXIF rotation, which is ignored; see --apply-exif")
     pixels: Counter[int] = Counter()
-    for one in looked:
-        pixels.update(one.pixels)
+    for result in results:
+        pixels.update(result.pixels)
     return Examined(
         title=f"{folder.root}, split {split!r}",
-        records=[one.record for one in looked if not one.problems],
-        problems=[problem for one in looked for problem in one.problems],
+        records=[result.record for result in results if not result.problems],
+        problems=[problem for result in results for problem in result.problems],
         misread=misread,
         warnings=warnings,
         count=len(ids),
-        images=dict(Counter(value for one in looked for value in one.shown)),
-        classes_of={one.record.image_id: one.classes for one in looked if one.classes is not None},
-        sizes=[(one.probe.width, one.probe.height) for one in looked if one.probe is not None],
+        images=dict(Counter(value for result in results for value in result.shown)),
+        classes_of={result.record.image_id: result.classes for result in results if result.classes is not None},
+        sizes=[(result.probe.width, result.probe.height) for result in results if result.probe is not None],
         pixels=dict(sorted(pixels.items())),
     )
 
 
 @dataclass(kw_only=True)
-class _Looked:
-    """What was seen of one image."""
+class _Result:
+    """The record of one image, its problems, and what could be read of its files."""
 
     record: Record
     problems: list[Problem] = field(default_factory=list)
@@ -146,17 +146,17 @@ class _Looked:
     use: MaskUse | None = None
     pixels: dict[int, int] = field(default_factory=dict)
     classes: tuple[int, ...] | None = None
-    """By its labels, else by its mask."""
+    """The foreground classes from the labels, or else from the mask; None if neither could be read."""
 
     @property
     def shown(self) -> set[int]:
-        """These, and 0 and 255 where they occur in the mask."""
+        """The classes, and 0 and 255 if they occur in the mask."""
         return {*(self.classes or ()), *(self.pixels.keys() & {0, IGNORE})}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Checker:
-    """Makes the record of an id and finds what is wrong with its files; the threads share it."""
+    """Makes the records of images and finds the problems of their files; all threads share one checker."""
 
     folder: VOCFolder
     images: FilesByName
@@ -165,47 +165,47 @@ class _Checker:
     need_labels: bool
     options: ReadOptions
 
-    def look(self, image_id: str) -> _Looked:
-        seen = _Looked(record=Record(image_id, Path(), None, ()))
+    def check_image(self, image_id: str) -> _Result:
+        result = _Result(record=Record(image_id, Path(), None, ()))
         path: AnyPath = Path()
         mask_path: AnyPath | None = None
-        with collecting(seen.problems):
+        with collecting(result.problems):
             path = self._find_image(image_id)
-            seen.probe = codec.probe_image(path, self.options.max_pixels)
-        with collecting(seen.problems):
+            result.probe = codec.probe_image(path, self.options.max_pixels)
+        with collecting(result.problems):
             mask_path = self.masks.find(image_id)
         labels, label_problems = self._read_labels(image_id)
         if mask_path is not None:
-            with collecting(seen.problems):
-                of_image = None if labels is None else frozenset(labels[1])
-                seen.use, size, seen.pixels = _read_use(mask_path, of_image, self.folder.num_classes)
-                self._check_mask(mask_path, size, seen.use.values, seen.probe)
+            with collecting(result.problems):
+                label_set = None if labels is None else frozenset(labels[1])
+                result.use, size, result.pixels = _read_use(mask_path, label_set, self.folder.num_classes)
+                self._check_mask(mask_path, size, result.use.values, result.probe)
         if labels is not None:
-            seen.classes = tuple(labels[1])
-        elif seen.use is not None:
-            seen.classes = tuple(sorted(seen.use.foreground))
+            result.classes = tuple(labels[1])
+        elif result.use is not None:
+            result.classes = tuple(sorted(result.use.foreground))
         presence: list[int] = []
-        if not self.need_labels:  # unusable ones are as good as absent; unreadable ones are not
-            seen.problems += [problem for problem in label_problems if problem[0] == "no permission"]
+        if not self.need_labels:  # faulty labels then count as absent, but a denied permission is a problem
+            result.problems += [problem for problem in label_problems if problem[0] == "no permission"]
         else:
-            seen.problems += label_problems
-            with collecting(seen.problems):
-                presence = [] if label_problems else self._presence(image_id, labels, mask_path, seen.use)
-        seen.record = Record(image_id, path, mask_path, tuple(presence))
-        return seen
+            result.problems += label_problems
+            with collecting(result.problems):
+                presence = [] if label_problems else self._presence(image_id, labels, mask_path, result.use)
+        result.record = Record(image_id, path, mask_path, tuple(presence))
+        return result
 
     def _find_image(self, image_id: str) -> AnyPath:
         path = self.images.find(image_id)
         if path is not None:
             return path
-        detail = f"{self.images.folder / f'{image_id}.jpg'} (nor {', '.join(IMAGE_SUFFIXES[1:])})"
+        detail = f"{self.images.folder / f'{image_id}.jpg'} (or {', '.join(IMAGE_SUFFIXES[1:])})"
         stem, dot, suffix = image_id.rpartition(".")
         if dot + suffix.lower() in IMAGE_SUFFIXES and stem in self.images:
-            detail += f"; there is an image {stem!r}: lists name images without suffix"
+            detail += f"; there is an image {stem!r}: write ids without suffix"
         raise fault("missing image", detail)
 
     def _read_labels(self, image_id: str) -> tuple[tuple[str, list[int]] | None, list[Problem]]:
-        """Where the image-level labels stand, and the classes, or None without such labels; what is wrong with them."""
+        """The place and the classes of the image-level labels (None without such labels), and the labels' problems."""
         problems: list[Problem] = []
         with collecting(problems):
             return self.labels.of(image_id), problems
@@ -222,14 +222,14 @@ class _Checker:
     def _presence(
         self, image_id: str, labels: tuple[str, list[int]] | None, mask_path: AnyPath | None, use: MaskUse | None
     ) -> list[int]:
-        """The foreground classes of an image by its labels, else by its mask."""
+        """The foreground classes of an image from its labels, or else from its mask."""
         if labels is not None:
             where, classes = labels
         elif mask_path is None:
             xml = self.folder.root / "Annotations" / f"{image_id}.xml"
             raise fault("missing labels", f"{image_id}: neither labels.csv nor {xml} nor a mask")
         elif use is None or max(use.foreground, default=0) >= self.folder.num_classes:
-            return []  # the mask is bad, which is reported already
+            return []  # the mask is bad, and this problem is already in the list
         else:
             where, classes = str(mask_path), sorted(use.foreground)
         if not classes:
@@ -240,7 +240,7 @@ class _Checker:
 def _read_use(
     path: AnyPath, labels: frozenset[int] | None, num_classes: int
 ) -> tuple[MaskUse, tuple[int, int], dict[int, int]]:
-    """What a mask holds, its (width, height), and its pixels of each value."""
+    """The values in a mask, its (width, height), and the number of pixels with each value."""
     mask, palette = codec.read_indexed(path)
     counts = np.bincount(mask.ravel())
     pixels = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
@@ -255,7 +255,7 @@ def _size_faults(
     options: ReadOptions,
     fits: Callable[[tuple[int, int], tuple[int, int]], bool] = operator.eq,
 ) -> list[str]:
-    """What is wrong with a mask of some (width, height). DataError where it fits the image in its other rotation."""
+    """What is wrong with a mask's (width, height). Raises DataError if it fits only with the opposite --apply-exif."""
     wanted, other = image.size(options.apply_exif), image.size(not options.apply_exif)
     if fits(size, wanted):
         return []
@@ -268,13 +268,13 @@ def _size_faults(
 
 @dataclass(frozen=True)
 class OtherMask:
-    """A mask of another method, or the class maps that it follows from."""
+    """A mask of another method, or class maps from which a mask is made."""
 
     path: AnyPath
     size: tuple[int, int]
-    """(width, height) of its image."""
+    """(width, height) of the mask's image."""
     maps: Literal["", "classes", "all"] = ""
-    """Of which classes the file holds maps: all, or all but the background. Empty for a mask."""
+    """Empty for a mask. For class maps: "all" if the background has a map, else "classes"."""
 
 
 def find_masks(
@@ -284,22 +284,23 @@ def find_masks(
     presence: Sequence[Sequence[int]] | None = None,
     options: ReadOptions = ReadOptions(),
 ) -> tuple[list[list[OtherMask]], list[str]]:
-    """Other methods' masks ID.png or class maps ID.npy of a folder's images, read and checked; a list for each place.
-
-    The second result are warnings.
+    """Read and check other methods' masks ID.png or class maps ID.npy of a folder's images.
 
     Args:
-        folder: of the images.
-        ids: of the images.
-        places: folders, each of masks or of class maps.
-        presence: for each id its foreground classes, which those of the masks and maps are compared with.
+        folder: the data folder with the images.
+        ids: the images' ids.
+        places: folders; each has either masks or class maps.
+        presence: the foreground classes of each image, to be compared with the classes in its masks and maps.
         options: how the photographs are read.
 
+    Returns:
+        A list for each place, in the order of `ids`, and warnings.
+
     Raises:
-        problems.DataError: lists every file that is missing or cannot be read; every mask that has another size than
-            its image, or a value that is no class (255, too: such a mask has to name a class at every pixel); all class
-            maps that are not as `class_maps.read` needs them, or have another shape than their image; folders of both;
-            and whole folders whose values mean other classes.
+        problems.DataError: one error that lists all problems: files that are missing or unreadable; masks of another
+            size than their image, or with a value that is not a class (255 is none: every pixel needs a class); class
+            maps that `class_maps.read` refuses, or of another shape than their image; folders with both masks and maps;
+            folders whose values stand for other classes.
     """
     for place in places:
         with permitted(place):
@@ -309,25 +310,27 @@ def find_masks(
     labels = dict(zip(ids, map(frozenset, presence), strict=True)) if presence is not None else {}
     problems: list[Problem] = []
     warnings: list[str] = []
-    every = []
+    masks_of_places = []
     for place in places:
         masks = FilesByName(place, (".png", class_maps.SUFFIX), "mask")
         check = partial(_check_other_mask, folder, images, masks, labels, options)
         checked = list(threaded(check, ids, place))
         uses = [use for _, use, _ in checked if use is not None]
-        misread, told = mask_values.check(uses, folder.classes, folder.has_voc_classes, may_lack_classes=True)
-        warnings += told
-        found = [mask for mask, _, _ in checked if mask is not None]
-        maps = [mask.path.name for mask in found if mask.maps]
+        misread, new_warnings = mask_values.check(uses, folder.classes, folder.has_voc_classes, may_lack_classes=True)
+        warnings += new_warnings
+        usable = [mask for mask, _, _ in checked if mask is not None]
+        maps = [mask.path.name for mask in usable if mask.maps]
         if maps:
-            misread = [(kind, f"{detail}; a map counts as the value 1 + its key") for kind, detail in misread]
-        if 0 < len(maps) < len(found):
-            problems.append(("masks and maps", f"{place}: {len(maps)} of {len(found)} files are maps, {maps[0]} say"))
-        problems += [*misread, *(problem for _, _, wrong in checked for problem in wrong)]
-        every.append(found)
+            misread = [(kind, f"{detail}; here a map with key k counts as value k + 1") for kind, detail in misread]
+        if 0 < len(maps) < len(usable):
+            problems.append(
+                ("masks and maps", f"{place}: {len(maps)} of {len(usable)} files are maps, for example {maps[0]}")
+            )
+        problems += [*misread, *(problem for _, _, file_problems in checked for problem in file_problems)]
+        masks_of_places.append(usable)
     if problems:
         raise listing(", ".join(map(str, places)), problems)
-    return every, warnings
+    return masks_of_places, warnings
 
 
 def _check_other_mask(
@@ -343,7 +346,7 @@ def _check_other_mask(
     with collecting(problems):
         path = masks.find(image_id)
         if path is None:
-            raise fault("missing mask", f"{masks.folder / f'{image_id}.png'} (nor {class_maps.SUFFIX})")
+            raise fault("missing mask", f"{masks.folder / f'{image_id}.png'} (or {class_maps.SUFFIX})")
         image_path = images.find(image_id)
         assert image_path is not None  # the image list was checked before
         image = codec.probe_header(image_path)

@@ -7,19 +7,21 @@ from ssdd.config import AugmentConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What a training sample is: the image and some mask columns, augmented together."""
+    """The parts of a training sample: the image and the masks of some columns, augmented together."""
 
     masks: tuple[str, ...]
+    """The mask columns."""
     mask_size: int | None
+    """Side of the masks; None: the side of the crop."""
     augment: AugmentConfig
     num_classes: int
-    """Background included."""
+    """The number of classes, background included."""
     plain: bool = False
-    """Also the image without colour jitter, at the masks' size: what the CRF of a training step sees."""
+    """Whether the sample also has the image at the masks' size without colour jitter, for a training step's CRF."""
 
     @property
     def bytes_of_sample(self) -> int:
-        """Of the columns that `training.ingest.samples` gives."""
+        """The size of one sample in bytes, summed over all columns that `training.ingest.samples` returns."""
         mask = (self.mask_size or self.augment.crop) ** 2
         masks = len(self.masks) + 3 * self.plain
         return 3 * self.augment.crop**2 + masks * mask + self.num_classes + 8

@@ -1,6 +1,6 @@
 """The embedded data set: small drawn scenes, written in PASCAL VOC's folder layout.
 
-Image labels in, pixel masks out, as in the real task, but in seconds and without a download.
+Like a real data set it has image labels and pixel masks, but it is made in seconds and without a download.
 """
 
 import json
@@ -16,17 +16,17 @@ from ssdd.data import codec, drawn_scenes
 from ssdd.data.drawn_objects import CLASSES
 from ssdd.data.drawn_scenes import IGNORE, SPLITS
 
-FORMAT = 1  # raise it whenever the drawings change, so that an older folder is not taken for a current one
+FORMAT = 1  # increase it whenever the drawings change, so that an older folder is not used as a current one
 RECORD = "synthetic.json"
 
 
 def generate(
     root: Path, *, train: int = 288, val: int = 120, size: tuple[int, int] = (160, 128), seed: int = 0
 ) -> Path:
-    """Draw a VOC-layout folder, deterministic by `seed`, whole or not at all; returns `root`.
+    """Draw a data folder in VOC's layout, and return `root`. Equal arguments give equal files.
 
-    Masks are palette PNGs: 0 background, 1..K `CLASSES`, 255 object borders.  A folder that already holds the
-    same drawing is returned as it is; anything else in the way is a `FileExistsError`.
+    Masks are palette PNGs: 0 background, 1..K `CLASSES`, 255 object borders. The folder gets its name only when it is
+    complete. A folder that already holds the same drawing is not changed; other files in `root` raise FileExistsError.
     """
     root = Path(root)
     counts = dict(zip(SPLITS, (train, val), strict=True))
@@ -34,7 +34,7 @@ def generate(
     if _holds(root, record):
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FileExistsError(f"{root} holds something else than this drawing: {record}")
+        raise FileExistsError(f"{root}: holds other files than the drawing {record}; name a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as work:
         folder = Path(work, "drawing")
@@ -72,4 +72,4 @@ def _write(folder: Path, counts: dict[str, int], size: tuple[int, int], seed: in
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
     for path in folder.rglob("*"):
-        os.utime(path, (0, 0))  # each machine that draws it has the same files, also by their times
+        os.utime(path, (0, 0))  # the modification times are equal on every machine, too

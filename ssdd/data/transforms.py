@@ -1,40 +1,16 @@
 """Augmentation of an image together with its masks, and the fixed square input of inference."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from ssdd.config import AugmentConfig
+from ssdd.data import codec
 from ssdd.data.class_names import IGNORE
-
-
-class RandomSquareResize(v2.Transform):
-    """Resize to a square whose side is drawn uniformly from `sides` (inclusive)."""
-
-    def __init__(self, sides: tuple[int, int]):
-        super().__init__()
-        self.sides = sides
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"side": int(torch.randint(self.sides[0], self.sides[1] + 1, ()))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return F.resize(inpt, [params["side"]] * 2, antialias=True)
-
-
-class Augmentation(NamedTuple):
-    """The training transform in two steps, both random through torch's generator."""
-
-    geometry: v2.Compose
-    """Of a (tv_tensors.Image, [tv_tensors.Mask, ...]) pair: resize, crop, flip."""
-    colours: v2.ColorJitter
-    """Of the image alone."""
+from ssdd.data.colour_jitter import jittered
 
 
 class Augmented(NamedTuple):
@@ -45,68 +21,111 @@ class Augmented(NamedTuple):
     masks: list[np.ndarray]
     """uint8 (mask_size, mask_size) each, or (crop, crop) without a mask_size."""
     plain: np.ndarray | None
-    """The image before the colour jitter at the masks' size, uint8 (3, s, s), where it was asked for."""
+    """The image without colour jitter at the masks' size, uint8 (3, s, s); None if it was not requested."""
 
 
-def augmentation(config: AugmentConfig) -> Augmentation:
-    """The training transform of a configuration."""
-    geometry = v2.Compose(
-        [
-            RandomSquareResize(config.resize),
-            # A side smaller than the crop is padded: mid-grey, and "no label" in the masks.
-            v2.RandomCrop(config.crop, pad_if_needed=True, fill={tv_tensors.Image: 127, tv_tensors.Mask: IGNORE}),
-            v2.RandomHorizontalFlip(),
-        ]
-    )
-    return Augmentation(geometry, v2.ColorJitter(*config.jitter))
+class Geometry(NamedTuple):
+    """The part of an image that a training sample shows, and whether it is mirrored."""
+
+    side: int
+    """Side of the square that the whole image is resized to."""
+    top: int
+    left: int
+    """`top` and `left` are where the crop begins in that square; if negative, the crop begins with padding."""
+    mirrored: bool
+
+
+def draw_geometry(random: np.random.Generator, config: AugmentConfig) -> Geometry:
+    """Draw the side from `config.resize`, then the crop's place in the square (or the square's in a larger crop)."""
+    low, high = config.resize
+    side = int(random.integers(low, high, endpoint=True))
+    gap = side - config.crop
+    top, left = random.integers(min(gap, 0), max(gap, 0), 2, endpoint=True)
+    return Geometry(side, int(top), int(left), bool(random.integers(2)))
 
 
 def augment(
-    transform: Augmentation,
-    image: np.ndarray,
+    config: AugmentConfig,
+    source: bytes,
     masks: list[np.ndarray],
     seed: int,
     mask_size: int | None,
     plain: bool = False,
 ) -> Augmented:
-    """One augmented training sample, a function of its arguments alone.
+    """One augmented training sample, which depends only on the arguments.
 
     Args:
-        transform: from `augmentation`.
-        image: uint8 (H, W, 3).
-        masks: uint8 (H, W) each, transformed with the image (nearest neighbour).
-        seed: of this sample.
-        mask_size: side that the masks are sampled down to, or None to leave them at the crop's.
-        plain: also give the image without colour jitter.
+        config: the settings of the resize, the crop and the changes of colours.
+        source: the bytes of the image, a JPEG or PNG.
+        masks: uint8 (H, W) of any sizes, cropped like the image.
+        seed: the random seed of this sample.
+        mask_size: the side of the sampled masks; None: the side of the crop.
+        plain: whether to return the image without colour jitter, too.
+
+    Raises:
+        problems.DataError: the image is damaged.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        sample = tv_tensors.Image(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        crop, out_masks = transform.geometry(sample, [tv_tensors.Mask(torch.from_numpy(np.array(m))) for m in masks])
-        out = transform.colours(crop)
-    if mask_size is not None:
-        size = [mask_size, mask_size]
-        out_masks = [F.resize(m[None], size, interpolation=v2.InterpolationMode.NEAREST_EXACT)[0] for m in out_masks]
-        crop = F.resize(crop, size, antialias=True) if plain else crop
-    arrays = [m.contiguous().numpy() for m in out_masks]
-    return Augmented(out.contiguous().numpy(), arrays, crop.contiguous().numpy() if plain else None)
+    random = np.random.default_rng(seed)
+    geometry = draw_geometry(random, config)
+    crop = _cropped(codec.read_image_reduced(source, geometry.side), geometry, config.crop)
+    size = mask_size or config.crop
+    small = [sampled(mask, geometry, config.crop, size) for mask in masks]
+    uncoloured = _bilinear(crop[None], size)[0].numpy() if plain else None
+    return Augmented(jittered(crop, config, random).numpy(), small, uncoloured)
+
+
+def _cropped(image: np.ndarray, geometry: Geometry, crop: int) -> Tensor:
+    """The part of an image, uint8 (H, W, 3), that a sample shows: uint8 (3, crop, crop), with mid-grey padding."""
+    side, top, left, mirrored = geometry
+    resized = _bilinear(_as_batch(image), side)[0]
+    part = resized[:, max(top, 0) : top + crop, max(left, 0) : left + crop]
+    if side < crop:
+        padded = torch.full((3, crop, crop), 127, dtype=torch.uint8)
+        padded[:, -top : side - top, -left : side - left] = part
+        part = padded
+    return (part.flip(-1) if mirrored else part).contiguous(memory_format=torch.contiguous_format)
+
+
+def sampled(mask: np.ndarray, geometry: Geometry, crop: int, size: int) -> np.ndarray:
+    """A mask, uint8 (H, W), cropped like the image and sampled to uint8 (size, size) in one step.
+
+    Each new pixel takes the value of the mask's pixel in which its centre lies. The padding is 255 (no label).
+    """
+    side, top, left, mirrored = geometry
+    centres = (np.arange(size) + 0.5) * (crop / size)  # in pixels of the crop
+    rows = np.floor((top + centres) * (mask.shape[0] / side)).astype(int)
+    columns = np.floor((left + centres) * (mask.shape[1] / side)).astype(int)
+    columns = columns[::-1] if mirrored else columns
+    inside = [(places >= 0) & (places < n) for places, n in zip((rows, columns), mask.shape, strict=True)]
+    out = np.full((size, size), IGNORE, np.uint8)
+    out[np.ix_(*inside)] = mask[np.ix_(rows[inside[0]], columns[inside[1]])]
+    return out
+
+
+def _as_batch(image: np.ndarray) -> Tensor:
+    """One image, uint8 (H, W, 3), as (1, 3, H, W) in channels-last memory: the resize is then several times faster."""
+    return torch.from_numpy(np.require(image, requirements="W"))[None].permute(0, 3, 1, 2)
+
+
+def _bilinear(images: Tensor, side: int) -> Tensor:
+    """Resize images, uint8 (N, 3, H, W), to uint8 (N, 3, side, side)."""
+    return interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
     """The inference input: uint8 (H, W, 3) resized to uint8 (3, side, side)."""
-    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return F.resize(tensor, [side, side], antialias=True).contiguous().numpy()
+    return _bilinear(_as_batch(image), side)[0].contiguous().numpy()
 
 
 def square_tensor(image: Tensor, side: int) -> Tensor:
-    """`square` in operations that other programs have, too, with the same values.
+    """`square` for several images: the same values, but from operations that can be exported to other programs.
 
     Args:
         image: uint8 (N, 3, H, W).
-        side: of the result.
+        side: the side of the result.
 
     Returns:
-        float32 (N, 3, side, side), of whole numbers.
+        float32 (N, 3, side, side), whole numbers.
     """
     across, one = _whole_weights(image.shape[-1], side)
     rows = torch.floor(image.float() @ across.T / one + 0.5)
@@ -114,15 +133,15 @@ def square_tensor(image: Tensor, side: int) -> Tensor:
     return torch.floor(down @ rows / one + 0.5)
 
 
-def _whole_weights(inner: int, outer: int) -> tuple[Tensor, Tensor]:
-    """The weights with which torch's kernel for uint8 resizes bilinearly and antialiased, of 16 bits.
+def _whole_weights(old_side: int, new_side: int) -> tuple[Tensor, Tensor]:
+    """The 16-bit weights of torch's kernel for uint8 when it resizes one side, bilinearly and antialiased.
 
     Returns:
-        Whole numbers, float32 (outer, inner), and the number that stands for 1.
+        The weights as whole numbers, float32 (new_side, old_side), and the whole number that stands for a weight of 1.
     """
-    places = torch.arange(inner, dtype=torch.float64)
-    scale = (places[-1:] + 1) / outer
-    centres = (torch.arange(outer, dtype=torch.float64)[:, None] + 0.5) * scale
+    places = torch.arange(old_side, dtype=torch.float64)
+    scale = (places[-1:] + 1) / new_side
+    centres = (torch.arange(new_side, dtype=torch.float64)[:, None] + 0.5) * scale
     weights = (1 - (places + 0.5 - centres).abs() / scale.clamp(min=1)).clamp(min=0)
     weights = weights / weights.sum(1, keepdim=True)
     one = torch.exp2(torch.ceil(torch.log2((2**15 - 0.5) / weights.max())) - 1).clamp(max=2**22)
@@ -130,14 +149,14 @@ def _whole_weights(inner: int, outer: int) -> tuple[Tensor, Tensor]:
 
 
 def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Float maps (N, C, h, w) to (N, C, *size): `maps.resize` in torch."""
-    # First the height: torch 2.14 on CPUs is wrong where it changes the height of maps that are one pixel wide.
+    """Resize float maps (N, C, h, w) to (N, C, *size): `storage.maps.resize` in torch."""
+    # The height comes first: torch 2.14 on CPUs gives wrong values when it changes the height of one-pixel-wide maps.
     for step in ((size[0], values.shape[-1]), size):
         values = interpolate(values, step, mode="bilinear", align_corners=False, antialias=True)
     return values
 
 
 def square_masks(masks: list[np.ndarray], side: int) -> Tensor:
-    """Masks, uint8 (H, W) of any size, sampled to one square: int64 (N, side, side)."""
-    size, nearest = [side, side], v2.InterpolationMode.NEAREST_EXACT
-    return torch.cat([F.resize(torch.from_numpy(np.array(m))[None], size, interpolation=nearest) for m in masks]).long()
+    """Sample masks, uint8 (H, W) of any sizes, to squares of one size: int64 (N, side, side)."""
+    batches = [torch.from_numpy(np.array(mask))[None, None] for mask in masks]
+    return torch.cat([interpolate(batch, (side, side), mode="nearest-exact")[0] for batch in batches]).long()

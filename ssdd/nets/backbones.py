@@ -1,7 +1,7 @@
-"""Backbones: ResNet-38 as in the paper, and any timm model with `features_only`.
+"""Backbones: the paper's ResNet-38, and any timm model that supports `features_only`.
 
-Every backbone takes uint8 images (N, 3, H, W), normalises them itself, and returns `Features`. Batch norm is frozen
-throughout (running statistics and affine), as in the published code.
+Every backbone takes uint8 images (N, 3, H, W), normalises them itself, and returns `Features`. All batch norms are
+frozen (running statistics and affine parameters), as in the published code.
 """
 
 import traceback
@@ -18,9 +18,10 @@ from ssdd.config import BackboneConfig, ConfigError
 
 
 class Features(NamedTuple):
-    """Low-level features e^l, low (N, C, H/2, W/2), and three deeper levels, each at most as fine as the one before.
+    """A batch's feature maps: `low`, the low-level features e^l (N, C, H/2, W/2), and `levels`, the last three levels.
 
-    The last level has the output stride. The heads see the last `network.levels` of them.
+    No level is finer than the level before it, and the last level has the output stride. The heads use the last
+    `network.levels` levels.
     """
 
     low: Tensor
@@ -32,7 +33,7 @@ class Features(NamedTuple):
 
 
 def freeze_batchnorm(module: nn.Module) -> None:
-    """Put every batch norm of `module` into evaluation mode and take its affine parameters out of training."""
+    """Put every batch norm of `module` into evaluation mode and freeze its affine parameters."""
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()
@@ -40,7 +41,7 @@ def freeze_batchnorm(module: nn.Module) -> None:
 
 
 class Backbone(nn.Module):
-    """Common ground: channel counts, normalisation of uint8 input, frozen batch norm."""
+    """Base class of all backbones: channel counts, normalisation of uint8 input, frozen batch norm."""
 
     low_channels: int
     level_channels: tuple[int, int, int]
@@ -59,23 +60,24 @@ class Backbone(nn.Module):
         return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        # Channels last is a quarter faster on CPUs, and what GPUs want for half precision.
+        # The channels-last memory format is a quarter faster on CPUs, and GPUs need it for fast half precision.
         return ((images.to(self.mean.dtype) / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def strides(self, images: Tensor) -> dict[int, Tensor]:
-        """The last features of each stride, from fine to coarse."""
+        """The last feature map of each stride, by the stride, from fine to coarse."""
         raise NotImplementedError
 
 
 class DilatedDepthwise(nn.Conv2d):
-    """A dilated depthwise convolution that on CPUs runs as an undilated one, on each phase of the input's grid.
+    """A dilated depthwise convolution, which CPUs compute as an undilated convolution of subsampled inputs.
 
-    The same result, but the kernels for CPUs are slow with dilation: the gradients take ten times as long.
+    With dilation d, the input splits into d x d subsampled grids (phases) that are independent of each other. The
+    result is the same, but faster: on CPUs, the gradients of a dilated convolution take ten times as long.
     """
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:
-        """Whether a layer can become one: stride 1, one channel a group, zero padding that keeps the size."""
+        """Whether a layer can become this class: stride 1, one channel per group, zero padding that keeps the size."""
         return (
             type(layer) is nn.Conv2d
             and layer.groups == layer.in_channels == layer.out_channels > 1
@@ -87,14 +89,14 @@ class DilatedDepthwise(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_exporting():  # other programs have better kernels
+        if x.device.type != "cpu" or torch.compiler.is_exporting():  # other runtimes have better kernels
             return super().forward(x)
         d, pad = self.dilation[0], [(k - 1) // 2 for k in self.kernel_size]
         n, c, height, width = x.shape
         h, w = -(-height // d), -(-width // d)
         if (height, width) != (h * d, w * d):
             x = F.pad(x, (0, w * d - width, 0, h * d - height))
-        # With the channels last in memory, each step below moves whole pixels.
+        # In the channels-last memory format, each step below copies whole pixels.
         phases = x.permute(0, 2, 3, 1).reshape(n, h, d, w, d, c).permute(2, 4, 0, 1, 3, 5).reshape(-1, h, w, c)
         out = F.conv2d(phases.permute(0, 3, 1, 2), self.weight, self.bias, 1, pad, 1, self.groups)
         out = out.permute(0, 2, 3, 1).reshape(d, d, n, h, w, c).permute(2, 3, 0, 4, 1, 5).reshape(n, h * d, w * d, c)
@@ -110,7 +112,7 @@ class TimmBackbone(Backbone):
         super().__init__(mean, std)
         try:
             self.net: Any = timm.create_model(name, features_only=True, output_stride=output_stride)
-        except Exception as error:  # timm's models refuse in many ways
+        except Exception as error:  # timm's models raise errors of many types
             raise ConfigError(
                 f"backbone.name={name!r} with output_stride={output_stride}: timm cannot build it ({_reason(error)}); "
                 "try the other output stride, or choose another model of timm.list_models()"
@@ -120,14 +122,16 @@ class TimmBackbone(Backbone):
                 layer.__class__ = DilatedDepthwise
         channels: list[int] = self.net.feature_info.channels()  # type: ignore[union-attr, operator]
         if len(channels) < 3:
-            raise ConfigError(f"backbone.name={name!r}: it has {len(channels)} levels of features, 3 are needed")
+            raise ConfigError(
+                f"backbone.name={name!r}: it has {len(channels)} feature levels, but 3 are needed; choose another model"
+            )
         self.output_stride = output_stride
         self.low_channels = channels[0]
         self.level_channels = (channels[-3], channels[-2], channels[-1])
 
     def forward(self, images: Tensor) -> Features:
-        # The scale of timm's levels differs tenfold between models and levels, and the new layers on them have no
-        # trainable normalisation: bring each image's level to unit scale.
+        # The scale of the features differs tenfold between timm's models and between levels, and the new layers after
+        # them may have no trainable normalisation. So each level of each image is normalised to unit scale.
         maps = [F.group_norm(level, 1) for level in self.net(self.normalise(images))]
         return Features(maps[0], (maps[-3], maps[-2], maps[-1]))
 
@@ -151,7 +155,7 @@ class _Residual(nn.Module):
             self.conv_branch1 = nn.Conv2d(inner, outer, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output, and its activated input (a feature level where the stage changes)."""
+        """The block's output, and its input after batch norm and ReLU (a feature level, at a stage's first block)."""
         active = F.relu(self.bn_branch2a(x))
         shortcut = x if self.same_shape else self.conv_branch1(active)
         out = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(active))))
@@ -215,7 +219,7 @@ class ResNet38(Backbone):
 
     def forward(self, images: Tensor) -> Features:
         x, activated = self._blocks(images)
-        # Stage 3's input, before the second halving, is the low level; stages 5 and 6 start from levels 1 and 2.
+        # The low level is the input of stage 3, at stride 2. The first two levels are the inputs of stages 5 and 6.
         return Features(activated["b3"], (activated["b5"], activated["b6"], F.relu(self.bn7(x))))
 
     def strides(self, images: Tensor) -> dict[int, Tensor]:
@@ -223,7 +227,7 @@ class ResNet38(Backbone):
         return {2: activated["b3"], 4: activated["b4"], 8: x}
 
     def _blocks(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last block's output, and every block's activated input."""
+        """The last block's output, and the activated input of every block by the block's name."""
         x = self.conv1a(self.normalise(images))
         activated = {}
         for name, block in self.named_children():
@@ -233,16 +237,18 @@ class ResNet38(Backbone):
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
-    """The network with random weights, its early layers frozen; `imagenet.load` or a checkpoint fills it.
+    """A backbone with random values; `imagenet.load` or a checkpoint replaces them by trained weights.
+
+    Layers with a stride of at most `config.frozen_stride` are frozen, unless `config.weights` is `random`.
 
     Raises:
-        ConfigError: unknown name or stride; the message names the field.
+        ConfigError: the name or the stride is unknown, or the model cannot be used; the message names the field.
     """
     if config.output_stride not in (8, 16):
         raise ConfigError(f"backbone.output_stride must be 8 or 16, got {config.output_stride}")
     if config.name == "resnet38":
         if config.output_stride != 8:
-            raise ConfigError("backbone.output_stride: resnet38 has output stride 8")
+            raise ConfigError("backbone.output_stride: resnet38 has output stride 8; set it to 8")
         backbone: Backbone = ResNet38()
     else:
         _check_name(config.name)
@@ -256,27 +262,30 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _check_name(name: str) -> None:
-    """Refuse what is no model of timm, nor one with the name of its weights behind a dot."""
+    """Raise ConfigError unless `name` is a timm model, or is MODEL.TAG and timm has weights with this tag for MODEL."""
     if not timm.is_model(name):
-        raise ConfigError(f"backbone.name={name!r} is neither resnet38 nor a timm model (timm.list_models())")
+        raise ConfigError(f"backbone.name={name!r} is neither resnet38 nor a timm model; see timm.list_models()")
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         model, _, tag = name.partition(".")
-        known = ", ".join(timm.list_pretrained(f"{model}.*")) or "none"
-        raise ConfigError(f"backbone.name={name!r}: timm has no weights {tag!r} of {model}; it has: {known}") from error
+        available = ", ".join(timm.list_pretrained(f"{model}.*")) or "none"
+        raise ConfigError(
+            f"backbone.name={name!r}: timm has no weights {tag!r} for {model}; available: {available}"
+        ) from error
 
 
 def _probe(backbone: Backbone, name: str) -> dict[int, Tensor]:
-    """The features of a small black image by stride, in evaluation mode: a batch norm cannot train on one image.
+    """The features of a small black image, as `Backbone.strides` returns them.
 
-    `backbone` is new, all of it in training mode, and is left so.
+    All modules of `backbone` must be in training mode, as in a new module. This function switches them to evaluation
+    mode, because a batch norm in training mode may fail on a single image, and afterwards back to training mode.
     """
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=backbone.mean.device)
     nn.Module.train(backbone, False)  # `backbone.eval()` would also freeze its batch norms
     try:
         return backbone.strides(images)
-    except Exception as error:  # a model of one fixed size, say
+    except Exception as error:  # e.g. a model that accepts one image size only
         raise ConfigError(
             f"backbone.name={name!r} cannot be used: on an image of 64x64 pixels it fails ({_reason(error)}); choose a "
             "model of timm.list_models() that takes images of any size"
@@ -286,7 +295,7 @@ def _probe(backbone: Backbone, name: str) -> dict[int, Tensor]:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says; for one without a message, the line of code that raised it."""
+    """An error's message or, if that is empty, the error's type and the line of code that raised it."""
     if str(error):
         return str(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "torch" not in Path(f.filename).parts]
@@ -294,7 +303,7 @@ def _reason(error: Exception) -> str:
 
 
 def _freeze_early(backbone: Backbone, down_to: int, name: str) -> None:
-    """Take the layers down to a stride out of training: those that its features are computed from."""
+    """Freeze the layers from which the features with a stride of at most `down_to` are computed."""
     early = [x.sum() for stride, x in _probe(backbone, name).items() if stride <= down_to]
     parameters = [p for p in backbone.parameters() if p.requires_grad]
     if early:

@@ -1,4 +1,4 @@
-"""Trained networks on disk: saving, loading them whole or in parts, and which ones a workspace has trained last."""
+"""Save trained networks, load them whole or in parts, and record which networks a workspace trained last."""
 
 import json
 from dataclasses import dataclass, replace
@@ -18,38 +18,41 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 def read(path: AnyPath, where: torch.device | str = "cpu") -> dict[str, Any]:
-    """What `save` wrote; nothing is unpickled but tensors and plain data."""
-    with on_disk(path) as file:  # torch's reader would hide the error of an object store
+    """Read a file that `save` wrote. Only tensors and plain data are unpickled."""
+    with on_disk(path) as file:  # torch's reader would hide an object store's error
         return torch.load(file, map_location=where, weights_only=True)
 
 
 def save(value: Any, path: AnyPath) -> int:
-    """`torch.save`, with an OSError where the disk is full; gives the file's size in bytes."""
+    """Write a file with `torch.save` and return its size in bytes. Raises OSError if the disk is full."""
     with path.open("wb") as stream:
         try:
             torch.save(value, stream)
             return stream.tell()
-        except RuntimeError as error:  # it could not end the file either
+        except RuntimeError as error:  # torch failed to close the file; the context is the earlier error of the write
             raise error.__context__ or error from None
 
 
 def load(net: Net, path: AnyPath) -> Net:
-    """`net` with the weights of `model.pt` in an artifact's folder, ready for inference."""
+    """Load the `model.pt` in an artifact's folder `path` into `net`, and prepare `net` for inference (`ready`)."""
     net.load_state_dict(read(path / MODEL))
     return ready(net)
 
 
 def ready(net: Net) -> Net:
-    """`net` for inference on this process's device."""
+    """Prepare `net` for inference: evaluation mode, no gradients, on this process's device."""
     return net.eval().requires_grad_(False).to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_parts(net: nn.Module, path: AnyPath, parts: dict[str, str]) -> None:
-    """Start parts of `net` from parts of another stage's `model.pt`: {name in `net`: name there, "" being all}."""
+    """Load submodules of `net` from the `model.pt` in another stage's folder.
+
+    `parts` maps the name of each submodule to its name in the file; "" stands for the whole file.
+    """
     state = read(path / MODEL)
-    for own, other in parts.items():
+    for part, other in parts.items():
         prefix = f"{other}." if other else ""
-        net.get_submodule(own).load_state_dict(
+        net.get_submodule(part).load_state_dict(
             {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         )
 
@@ -60,12 +63,15 @@ def device() -> torch.device:
 
 
 def backbone_in(start: Artifact) -> str:
-    """The prefix of the backbone in the `model.pt` of `stages.seeds.start_of`."""
+    """The prefix of the backbone's weights in the `model.pt` of `start`; "" if the file holds only a backbone."""
     return "" if start.name == "backbone" else "backbone"
 
 
 def load_start(net: SegmentationNet, start: Artifact, heads: dict[str, str]) -> None:
-    """Fill `net`'s backbone and, from the static stage, its heads: {name in `net`: name in `StaticNet`}."""
+    """Load the backbone of `net` from `start` and, if `start` is the static stage's network, the `heads` as well.
+
+    `heads` maps the name of each submodule of `net` to its name in `StaticNet`.
+    """
     parts = {"backbone": backbone_in(start)} | (heads if start.name == "static" else {})
     load_parts(net, start.path, parts)
 
@@ -75,22 +81,22 @@ TRAINED = "trained.json"
 
 @dataclass(frozen=True)
 class Trained:
-    """What a workspace remembers of its last finished training: enough to score its models anywhere."""
+    """A workspace's record of its last finished training: all that is needed to score its models on any machine."""
 
     config: dict[str, Any]
     classes: tuple[str, ...]
     models: dict[str, str]
-    """Folders of the models, `dynamic` among them, relative to the workspace."""
+    """By the model's name: its folder, relative to the workspace. One of the models is always `dynamic`."""
 
 
 def remember(workspace: AnyPath, config: Config, classes: tuple[str, ...], models: dict[str, Artifact]) -> None:
-    """Write the workspace's `trained.json`, from which `recall` knows the models.
+    """Write the workspace's `trained.json`, which `recall` reads.
 
     Args:
-        workspace: that has the models.
-        config: of their training, with its data by an absolute path.
-        classes: names, background first.
-        models: by name.
+        workspace: the workspace that contains the models.
+        config: the configuration of the training; its path to the data must be absolute.
+        classes: class names, background first.
+        models: the models' artifacts by name.
     """
     folders = {name: relative(model.path, workspace) for name, model in models.items()}
     record = Trained(to_dict(config), classes, folders)
@@ -98,9 +104,12 @@ def remember(workspace: AnyPath, config: Config, classes: tuple[str, ...], model
 
 
 def recall(workspace: AnyPath) -> Trained | None:
-    """The workspace's `trained.json`, or None where nothing was trained to the end.
+    """Read the workspace's `trained.json`; None if no training has finished in the workspace.
 
-    Its configuration is without what belonged to the machine of the training.
+    The configuration in the record is the one that `portable` returns.
+
+    Raises:
+        ConfigError: another version of the program wrote the file.
     """
     path = workspace / TRAINED
     if not path.is_file():
@@ -114,9 +123,9 @@ def recall(workspace: AnyPath) -> Trained | None:
 
 
 def portable(config: Config) -> Config:
-    """The configuration of a training without what belonged to its machine, and without the published files it read.
+    """A training's configuration without the settings for a machine's size and the paths of published checkpoints.
 
-    What was trained has what those files gave; they need not be there any more.
+    The trained networks contain the weights of those checkpoints, so the files may be deleted.
     """
     return replace(
         config,

@@ -1,6 +1,7 @@
-"""Trained networks as single files that need no workspace: how they are written, and read again.
+"""Write trained networks as single files that need no workspace, and read such files.
 
-Each holds the network's configuration, its classes, their colours and the versions that wrote it, as texts of JSON.
+Beside the network, each file contains JSON texts: the network's configuration, its classes, their colours, and the
+versions of the libraries that wrote the file.
 """
 
 import copy
@@ -28,22 +29,23 @@ from ssdd.storage.paths import ABSENT, AnyPath, on_disk, stat
 from ssdd.versions import version
 
 Apply = Callable[[list[np.ndarray]], Iterable[np.ndarray]]
-"""Photographs, uint8 (H, W, 3) each, to the probabilities of their classes, float32 (C, H, W) each."""
+"""A function from photographs, uint8 (H, W, 3) each, to their class probabilities, float32 (C, H, W) each."""
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
-"""The formats, and how their files' names end."""
+"""The suffix of the file's name, by format."""
 TEXTS = ("ssdd.config", "ssdd.classes", "ssdd.palette", "ssdd.versions")
+"""Names of the JSON texts in every file."""
 _LIBRARIES = ("ssdd", "torch", "timm")
 
 
 class Description(NamedTuple):
-    """What a file says about its network."""
+    """What an exported file says about its network."""
 
     config: Config
     classes: tuple[str, ...]
     """Names, background first."""
 
     def texts(self) -> dict[str, str]:
-        """JSON by name, as all formats store it."""
+        """The JSON texts that a file of any format contains, by the names in `TEXTS`."""
         values = {
             "config": to_dict(_portable(self.config)),
             "classes": self.classes,
@@ -54,22 +56,22 @@ class Description(NamedTuple):
 
 
 def write_safetensors(net: SegmentationNet, described: Description, path: Path) -> None:
-    """The weights of a network, with its description as the metadata."""
+    """Write a network's weights, with its description as metadata."""
     state = {name: value.cpu().contiguous() for name, value in net.state_dict().items()}
-    # Its own `save_file` makes a file that other users cannot read.
+    # Not safetensors' `save_file`, which creates a file that other users cannot read.
     path.write_bytes(safetensors.torch.save(state, described.texts()))
 
 
 def read_safetensors(path: AnyPath) -> tuple[SegmentationNet, Description]:
-    """The network of a file, ready for inference on this process's device.
+    """Read a file's network, ready for inference on this process's device.
 
     Raises:
-        WeightsError: the file is absent, not whole, or of another program or version.
+        WeightsError: the file is missing or damaged, or another program or version wrote it.
     """
-    with _reading(path) as file:
+    with _local_file(path) as file:
         try:
             with safetensors.safe_open(file, framework="pt") as stream:
-                described = _described(stream.metadata() or {}, path)
+                described = _description(stream.metadata() or {}, path)
                 state = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise WeightsError(f"{path}: not a whole .safetensors file ({error}); export the network again") from error
@@ -77,30 +79,32 @@ def read_safetensors(path: AnyPath) -> tuple[SegmentationNet, Description]:
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
-        raise _other(path, str(error).split("\n")[-1].strip()) from error
+        raise _version_error(path, str(error).split("\n")[-1].strip()) from error
     return checkpoints.ready(net), described
 
 
 def write_torch(net: SegmentationNet, described: Description, path: Path) -> None:
-    """The whole way from a photograph to its probabilities as a program of `torch.export`."""
+    """Write all steps from a photograph to its class probabilities as a program of `torch.export`."""
     torch.export.save(_program(net, described.config), path, extra_files=described.texts())
 
 
 def read_torch(path: AnyPath) -> tuple[Apply, Description]:
-    """The function of a file of `write_torch`, on the CPU. As torch reads it, it can run what somebody put into it.
+    """Read a file that `write_torch` wrote, as a function that runs on the CPU.
+
+    Torch can run code that the file contains: read only files that you trust.
 
     Raises:
-        WeightsError: the file is absent, not whole, or of another program or version.
+        WeightsError: the file is missing or damaged, or another program or version wrote it.
     """
     texts = dict.fromkeys(TEXTS, "")
-    with _reading(path) as file:
+    with _local_file(path) as file:
         try:
             program = torch.export.load(file, extra_files=texts)
-        except Exception as error:  # torch refuses in many ways
+        except Exception as error:  # torch raises errors of many types
             raise WeightsError(
                 f"{path}: not a whole .pt2 file ({first_line(error)}); export the network again"
             ) from error
-    described = _described(texts, path)
+    described = _description(texts, path)
     function = program.module()
 
     def apply(decoded: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -112,14 +116,14 @@ def read_torch(path: AnyPath) -> tuple[Apply, Description]:
 
 
 def write_onnx(net: SegmentationNet, described: Description, path: Path) -> None:
-    """The whole way from a photograph to its probabilities as an ONNX model: input `image`, output `probabilities`.
+    """Write all steps from a photograph to its probabilities as an ONNX model: input `image`, output `probabilities`.
 
     Raises:
         ConfigError: a library is missing.
     """
-    with _extra():
+    with _onnx_extra():
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401 (it checks the file)
+        import onnxruntime  # noqa: F401 (`export.save` checks the file with it)
         import onnxscript  # noqa: F401
     axes = {0: "height", 1: "width"}
     program = torch.onnx.export(
@@ -137,24 +141,24 @@ def write_onnx(net: SegmentationNet, described: Description, path: Path) -> None
 
 
 def read_onnx(path: AnyPath) -> tuple[Apply, Description]:
-    """The function of a file of `write_onnx`, run by onnxruntime on the CPU.
+    """Read a file that `write_onnx` wrote, as a function that onnxruntime runs on the CPU.
 
     Raises:
         ConfigError: onnxruntime is missing.
-        WeightsError: the file is absent, not whole, or of another program or version.
+        WeightsError: the file is missing or damaged, or another program or version wrote it.
     """
-    with _extra():
+    with _onnx_extra():
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with _reading(path) as file:
+    with _local_file(path) as file:
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its errors have no common class
+        except Exception as error:  # onnxruntime's errors have no common class
             raise WeightsError(
                 f"{path}: not a whole .onnx file ({first_line(error)}); export the network again"
             ) from error
-    described = _described(session.get_modelmeta().custom_metadata_map, path)
+    described = _description(session.get_modelmeta().custom_metadata_map, path)
 
     def apply(decoded: list[np.ndarray]) -> Iterator[np.ndarray]:
         for image in decoded:
@@ -167,15 +171,15 @@ WRITERS = {"onnx": write_onnx, "torch": write_torch, "safetensors": write_safete
 
 
 def read(path: AnyPath) -> tuple[SegmentationNet | Apply, Description]:
-    """What a file holds, by its suffix: a network or a function that takes its place, and the description."""
+    """Read a file of the format that its suffix names: the network, or a function in its place, and the description."""
     readers: dict[str, Callable[[AnyPath], tuple[SegmentationNet | Apply, Description]]]
     readers = {".onnx": read_onnx, ".pt2": read_torch, ".safetensors": read_safetensors}
     return readers[path.suffix](path)
 
 
 def _program(net: SegmentationNet, config: Config) -> torch.export.ExportedProgram:
-    """What is exported, for the CPU and images of any size."""
-    # Torch warns about files with weights whose channels are last in memory.
+    """All steps from a photograph to its probabilities as a program, for the CPU and images of any size."""
+    # Torch warns about exported weights in the channels-last memory format.
     plain = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     whole = PhotographNet(plain, config).eval()
     example = torch.zeros(75, 100, 3, dtype=torch.uint8)
@@ -184,44 +188,44 @@ def _program(net: SegmentationNet, config: Config) -> torch.export.ExportedProgr
 
 
 @contextmanager
-def _extra() -> Iterator[None]:
-    """Says where a missing library comes from."""
+def _onnx_extra() -> Iterator[None]:
+    """Turn an ImportError into a ConfigError that says how to install the missing library."""
     try:
         yield
     except ImportError as error:
-        raise ConfigError(f"ONNX needs {error.name}: pip install 'ssdd[export]'") from error
+        raise ConfigError(f"ONNX needs {error.name}: run pip install 'ssdd[export]'") from error
 
 
 def first_line(error: Exception) -> str:
-    """Of its message; torch and ONNX add whole programs."""
+    """The first line of an error's message; torch and ONNX append whole programs to their messages."""
     return str(error).strip().split("\n")[0]
 
 
 @contextmanager
-def _reading(path: AnyPath) -> Iterator[Path]:
-    """The file on a disk."""
+def _local_file(path: AnyPath) -> Iterator[Path]:
+    """The file, or a temporary copy on disk if it is in an object store; WeightsError if it is missing."""
     if stat(path) == ABSENT:
         raise WeightsError(f"{path}: no such file; check the path")
     with on_disk(path) as file:
         yield file
 
 
-def _described(texts: dict[str, str], path: AnyPath) -> Description:
+def _description(texts: dict[str, str], path: AnyPath) -> Description:
     if not texts.get("ssdd.config"):
-        raise WeightsError(f"{path}: holds no description of a network; it must be a file of ray_jobs/export.py")
+        raise WeightsError(f"{path}: contains no description of a network; give a file that ray_jobs/export.py wrote")
     try:
         config, classes = (json.loads(texts[f"ssdd.{name}"]) for name in ("config", "classes"))
         return Description(from_dict(config), tuple(classes))
     except (KeyError, TypeError, ValueError) as error:
-        raise _other(path, f"{error}; {texts.get('ssdd.versions')}") from error
+        raise _version_error(path, f"{error}; {texts.get('ssdd.versions')}") from error
 
 
-def _other(path: AnyPath, reason: str) -> WeightsError:
+def _version_error(path: AnyPath, reason: str) -> WeightsError:
     return WeightsError(f"{path} was written by another version ({reason}); export the network again")
 
 
 def _portable(config: Config) -> Config:
-    """A configuration without the paths and the machine of the training."""
+    """The configuration without the paths of the training and without the settings of its machine."""
     network = replace(config.network, backbone=replace(config.network.backbone, weights="random"))
     return replace(
         checkpoints.portable(config), network=network, data=None, workspace=None, knowledge=None, advice=None

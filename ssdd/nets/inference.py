@@ -1,4 +1,4 @@
-"""Trained networks applied to images: several scales and mirror images, class probabilities, rows of a table."""
+"""Apply trained networks to images: several scales and mirror images, class probabilities, rows of a table."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,11 +17,11 @@ from ssdd.storage.paths import AnyPath
 from ssdd.storage.tables import Row
 
 Squares = Callable[[int], Tensor]
-"""Images as squares of a side: uint8 or float (N, 3, side, side)."""
+"""A function from a side to N images resized to squares of that side: uint8 or float (N, 3, side, side)."""
 
 
 def squares_of(decoded: list[np.ndarray]) -> Squares:
-    """N images, uint8 (H, W, 3) of any size, for `multi_scale`, on this process's device."""
+    """The `squares` argument of `multi_scale` for N images, uint8 (H, W, 3) of any size, on this process's device."""
 
     def squares(side: int) -> Tensor:
         batch = np.stack([transforms.square(image, side) for image in decoded])
@@ -33,14 +33,14 @@ def squares_of(decoded: list[np.ndarray]) -> Squares:
 def multi_scale(
     function: Callable[[Tensor], Tensor], squares: Squares, sides: list[int], mirror: bool, size: int
 ) -> Tensor:
-    """Sum of a fully convolutional function over square input sizes, and their mirror images.
+    """The sum of a fully convolutional function's maps over several input sizes, and over mirror images.
 
     Args:
         function: (N, 3, s, s) -> maps (N, C, h, w).
-        squares: of N images.
+        squares: gives the N images at an input size.
         sides: the input sizes.
         mirror: add the mirror images' maps, mirrored back.
-        size: side of the result.
+        size: side of the resulting maps.
 
     Returns:
         (N, C, size, size)
@@ -56,7 +56,7 @@ def multi_scale(
 
 
 def load_segmentation(network: NetworkConfig, classes: int, path: AnyPath) -> SegmentationNet:
-    """The part that is used at test time of any trained network, ready for inference on this process's device."""
+    """Load a trained network's test-time part, backbone and main head, ready for inference on this process's device."""
     net = SegmentationNet(network, classes)
     checkpoints.load_parts(net, path, {"backbone": "backbone", "main": "main"})
     return checkpoints.ready(net)
@@ -71,10 +71,10 @@ def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateCon
     """Test-time class probabilities (sec. 5.1): the mean softmax over scales and mirror images.
 
     Args:
-        net: ready for inference.
+        net: the network, ready for inference.
         decoded: N images, uint8 (H, W, 3) of any size.
-        config: scales and size.
-        size: side of the result.
+        config: the scales and the input size.
+        size: side of the resulting maps.
 
     Returns:
         (N, classes, size, size), on the CPU.
@@ -84,19 +84,19 @@ def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateCon
 
 
 def _mean_softmax(net: SegmentationNet, squares: Squares, config: EvaluateConfig, size: int) -> Tensor:
-    """`predict` in torch alone."""
+    """`predict` with torch functions only, so that it can be exported."""
     sides = [round(config.size * scale) for scale in config.scales]
     total = multi_scale(lambda batch: net(batch, config.full_size).softmax(1), squares, sides, config.mirror, size)
     return total / total.sum(1, keepdim=True)
 
 
 def full_size(net: SegmentationNet, decoded: list[np.ndarray], config: Config) -> Iterator[np.ndarray]:
-    """Test-time class probabilities of images at their sizes; their best classes are the masks that `evaluate` scores.
+    """Test-time class probabilities at each image's own size; `evaluate` scores each pixel's most probable class.
 
     Args:
-        net: ready for inference.
+        net: the network, ready for inference.
         decoded: N images, uint8 (H, W, 3) of any size.
-        config: of the network's training.
+        config: the configuration of the network's training.
 
     Yields:
         for each image, float32 (classes, H, W).
@@ -107,16 +107,16 @@ def full_size(net: SegmentationNet, decoded: list[np.ndarray], config: Config) -
 
 
 def _at_size(probs: Tensor, size: tuple[int, int]) -> Tensor:
-    """Square maps (N, C, s, s), in the half precision of tables, resized to an image: (N, C, *size)."""
+    """Round square maps (N, C, s, s) to half precision, as tables store them, and resize them: (N, C, *size)."""
     return transforms.resized(probs.half().float(), size)
 
 
 class PhotographNet(nn.Module):
-    """A network with all that comes before and behind it, in torch alone: `full_size` of one photograph, for export.
+    """All steps of `full_size` for one photograph as one torch module, for export.
 
     Args:
-        net: ready for inference.
-        config: of its training.
+        net: the network, ready for inference.
+        config: the configuration of its training.
     """
 
     def __init__(self, net: SegmentationNet, config: Config):
@@ -125,16 +125,17 @@ class PhotographNet(nn.Module):
         self.size = map_size(config.network, config.evaluate)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Uint8 (H, W, 3) of any size -> the probabilities of the classes, float32 (C, H, W)."""
+        """A photograph, uint8 (H, W, 3) of any size -> its class probabilities, float32 (C, H, W)."""
         images = image.permute(2, 0, 1)[None]
         probs = _mean_softmax(self.net, partial(transforms.square_tensor, images), self.evaluate, self.size)
         return _at_size(probs, (image.shape[0], image.shape[1]))[0]
 
 
 class PredictStage:
-    """Network actor: probabilities of every model, packed under the model's name.
+    """Network actor: packs each model's class probabilities into the column with the model's name.
 
-    They are (C, s, s) of all classes, or with `present_only` (1 + n, s, s) of background and the image's own classes.
+    The probabilities are (C, s, s), for all classes. With `present_only` they are (1 + n, s, s), for background and the
+    n classes of the image, and those of each pixel sum to one.
     """
 
     def __init__(

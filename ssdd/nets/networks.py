@@ -1,4 +1,4 @@
-"""What stands on a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
+"""Networks on top of a backbone: the segmentation head, the CAM classifier, AffinityNet, and DD-Net (Fig. 2)."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from ssdd.nets.backbones import Backbone, build_backbone, freeze_batchnorm
 
 
 class _FrozenNorm(nn.Module):
-    """A network whose batch norms are frozen wherever they are, as in the published code."""
+    """A network whose batch norms all stay frozen, as in the published code."""
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -21,7 +21,7 @@ class _FrozenNorm(nn.Module):
 
 
 class SegmentationHead(_FrozenNorm):
-    """Two dilated 3x3 convolutions with reflection padding, then bilinear upsampling of scores and features."""
+    """Two dilated 3x3 convolutions with reflection padding, then bilinear upsampling of logits and hidden layer."""
 
     def __init__(self, inner: int, classes: int, config: NetworkConfig):
         super().__init__()
@@ -37,12 +37,15 @@ class SegmentationHead(_FrozenNorm):
         nn.init.normal_(self.conv2.weight, std=0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X (N, C, h, w) -> logits (N, classes, u*h, u*w) and the hidden layer (N, head_channels, u*h, u*w)."""
+        """Features (N, C, h, w) -> logits (N, classes, u*h, u*w) and the hidden layer (N, head_channels, u*h, u*w).
+
+        u is `network.upsample`.
+        """
         hidden, logits = self._maps(x)
         return _upsampled(logits, self.upsample), _upsampled(hidden, self.upsample)
 
     def scores(self, x: Tensor, upsample: int) -> Tensor:
-        """X (N, C, h, w) -> logits alone, at any resolution: (N, classes, upsample * h, upsample * w)."""
+        """Features (N, C, h, w) -> only the logits, for any factor: (N, classes, upsample * h, upsample * w)."""
         return _upsampled(self._maps(x)[1], upsample)
 
     def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,12 +73,12 @@ class Classifier(nn.Module):
 
 
 def seed_size(side: int) -> int:
-    """Side of CAMs, affinities and knowledge maps for a square input: PSA's stride 8, whatever the backbone's."""
+    """Side of CAMs, affinities and knowledge maps for a square input: stride 8, as in PSA, for every backbone."""
     return -(-side // 8)
 
 
 class AffinityNet(nn.Module):
-    """PSA's AffinityNet: three feature levels to 64, 128 and 256 of 448 channels, at stride 8."""
+    """PSA's AffinityNet: three feature levels, reduced to 64, 128 and 256 channels and fused to 448, at stride 8."""
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
@@ -99,12 +102,12 @@ class AffinityNet(nn.Module):
 class DDNet(_FrozenNorm):
     """The difference detection network of Fig. 2: three convolutions and one residual block.
 
-    `features` is computed once for both masks of a module; then each mask gives one map of logits of the
-    probability d that the mapping changes a pixel.
+    DD-Net predicts where the two masks of an SSDD module, knowledge and advice, differ. `features` is computed once
+    for both masks. Then each mask gives a map of logits; their sigmoid d is the probability of a difference (d^K, d^A).
     """
 
     def __init__(self, channels: int, classes: int, config: NetworkConfig):
-        """A network for features of so many channels, low-level and high-level together."""
+        """`channels` is the number of low-level and high-level feature channels together."""
         super().__init__()
         width, self.classes = config.ddnet_channels, classes
         self.conv_features = nn.Conv2d(channels, width, 3, bias=False)
@@ -117,9 +120,10 @@ class DDNet(_FrozenNorm):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def features(self, low: Tensor, high: Tensor) -> Tensor:
-        """Shared features (N, width, h, w) of low e^l (N, C, H, W), pooled to high's size, and high e^h (N, C', h, w).
+        """Features (N, width, h, w) for both masks, from `low` e^l (N, C, H, W) and `high` e^h (N, C', h, w).
 
-        Both are detached: DD-Net's loss never reaches the backbone (sec. 3.1).
+        `low` is averaged down to the size of `high`. Both are detached, so DD-Net's loss does not train the backbone
+        (sec. 3.1).
         """
         low = F.adaptive_avg_pool2d(low.detach(), (high.shape[-2], high.shape[-1]))
         together = torch.cat([high.detach(), low], 1)
@@ -127,7 +131,7 @@ class DDNet(_FrozenNorm):
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Features (N, width, h, w), integer mask (N, h, w) -> logits of d, (N, h, w)."""
-        # A mask value that is no class (255, padding) becomes an all-zero vector.
+        # A mask value that is not a class (255: no label or padding) becomes an all-zero vector.
         one_hot = F.one_hot(mask.long().clamp(max=self.classes), self.classes + 1)[..., :-1]
         hidden = F.relu(_normed(self.conv_mask, self.norm_mask, one_hot.movedim(-1, 1).to(features.dtype)))
         return self.predict(self.block(torch.cat([features, hidden], 1)))[:, 0]
@@ -156,7 +160,7 @@ class _ResidualBlock(nn.Module):
 
 
 def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """A convolution and the frozen batch norm after it as one convolution: no pass over the maps for the norm."""
+    """Compute a convolution and its frozen batch norm as one convolution, which saves a pass over the maps."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -164,7 +168,7 @@ def _normed(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class HeadFeatures(NamedTuple):
-    """What the heads and DD-Nets see of the backbone."""
+    """Those features of the backbone that heads and DD-Nets get as input."""
 
     low: Tensor
     """Low-level features e^l, (N, C, H/2, W/2)."""
@@ -173,7 +177,7 @@ class HeadFeatures(NamedTuple):
 
 
 class SegmentationNet(nn.Module):
-    """A backbone with one segmentation head: the baseline, and the part of SSDD that is used at test time."""
+    """A backbone with one segmentation head: the network of the baselines, and the part of SSDD's used at test time."""
 
     def __init__(self, config: NetworkConfig, classes: int):
         super().__init__()
@@ -192,13 +196,13 @@ class SegmentationNet(nn.Module):
     def forward(self, images: Tensor, full_size: bool = False) -> Tensor:
         """uint8 images (N, 3, H, W) -> logits (N, classes, u*h, u*w), or (N, classes, H, W) with `full_size`.
 
-        H and W must be multiples of the stride for the latter.
+        u is `network.upsample`. With `full_size`, H and W must be multiples of `network.feature_stride`.
         """
         return self.main.scores(self.features(images).high, self.stride if full_size else self.main.upsample)
 
 
 class DifferenceNet(SegmentationNet):
-    """A segmentation network with DD-Nets, whose high-level input `network.ddnet_features` names."""
+    """A segmentation network with DD-Nets; `network.ddnet_features` selects their high-level input."""
 
     def __init__(self, config: NetworkConfig, classes: int):
         super().__init__(config, classes)
@@ -210,11 +214,11 @@ class DifferenceNet(SegmentationNet):
         return DDNet(self.backbone.low_channels + high, classes, config)
 
     def difference_features(self, ddnet: DDNet, features: HeadFeatures, hidden: Tensor) -> Tensor:
-        """What `ddnet` shares for both masks of a module, (N, width, u*h, u*w), see `DDNet.features`.
+        """The features of `ddnet` for both masks of an SSDD module, (N, width, u*h, u*w), see `DDNet.features`.
 
         Args:
-            ddnet: one of this network's.
-            features: of the images.
+            ddnet: one of this network's DD-Nets.
+            features: the images' features.
             hidden: the hidden layer of a segmentation head, (N, head_channels, u*h, u*w).
         """
         high = hidden if self.on_head else _resized(features.high.detach(), list(hidden.shape[-2:]))

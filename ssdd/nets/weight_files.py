@@ -1,4 +1,4 @@
-"""Files of named tensors: torch's state dicts, `.safetensors`, and MXNet's `.params` files without MXNet."""
+"""Read files of named tensors: torch's state dicts, `.safetensors`, and MXNet's `.params` files without MXNet."""
 
 import math
 import os
@@ -15,23 +15,23 @@ from torch import Tensor
 from ssdd.storage.paths import ABSENT, AnyPath, stat
 
 _LIST_MAGIC = 0x112
-_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # of one array; in the oldest files it has none
-_DTYPES = {0: torch.float32, 2: torch.float16}
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # start of an array; arrays of the oldest files have no such number
+_DTYPES = {0: torch.float32, 2: torch.float16}  # by MXNet's numbers
 _MOST_DIMENSIONS = 32
 
 
 class WeightsError(RuntimeError):
-    """No pretrained weights where they were looked for; the message says what to do."""
+    """Weights are missing, cannot be read or do not fit a network; the message says what to do."""
 
 
 def read(path: AnyPath) -> dict[str, Tensor]:
-    """The tensors of a file by their names, on the CPU. Nothing in the file is run.
+    """Read a file's tensors by name, on the CPU. Code in the file is not run.
 
-    A `.params` file is MXNet's list of dense arrays, float32 or float16; a `.safetensors` file has a format of its
-    own; any other file is a state dict of torch.
+    A `.params` file is MXNet's list of dense arrays, float32 or float16; a `.safetensors` file is in the format of
+    that name; any other file is a state dict of torch.
 
     Raises:
-        WeightsError: no such file, another format, or only a part of the file; the message names it and the remedy.
+        WeightsError: the file is missing, incomplete or in another format; the message names the file and the remedy.
     """
     try:
         absent = stat(path) == ABSENT
@@ -56,8 +56,8 @@ def read(path: AnyPath) -> dict[str, Tensor]:
     try:
         with path.open("rb") as stream:
             state = torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch refuses in many ways
-        # Torch's own message on a pickle is long, and advises to run it.
+    except Exception as error:  # torch raises errors of many types
+        # Torch's own message about a pickle is long, and advises to run the pickle.
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "it holds something other than tensors" if unsafe else str(error).split("\n")[0]
         raise WeightsError(
@@ -70,7 +70,7 @@ def read(path: AnyPath) -> dict[str, Tensor]:
 
 
 class _Reader:
-    """Little-endian values of a stream. A length is compared with what the file still has before memory is taken."""
+    """Reads little-endian values of a stream. It allocates memory only for bytes that the file still has."""
 
     def __init__(self, stream: BinaryIO, size: int):
         self.stream, self.left = stream, size
@@ -88,32 +88,32 @@ class _Reader:
 
 
 def _read_params(reader: _Reader) -> dict[str, Tensor]:
-    """A header, the arrays, and then their names."""
+    """Read a header, the arrays, and then the arrays' names."""
     if reader.numbers("Q", 2)[0] != _LIST_MAGIC:
-        raise ValueError("it starts otherwise")
+        raise ValueError("its first bytes are not those of such a file")
     (count,) = reader.numbers("Q")
     arrays = [_read_array(reader) for _ in range(count)]
     if reader.numbers("Q") != (count,):
         raise ValueError("not every array has a name")
     names = [reader.take(*reader.numbers("Q")).decode() for _ in arrays]
     if reader.left or len(set(names)) < count:
-        raise ValueError("it goes on after its end" if reader.left else "a name occurs twice")
+        raise ValueError("bytes follow after its last name" if reader.left else "a name occurs twice")
     return dict(zip(names, arrays, strict=True))
 
 
 def _read_array(reader: _Reader) -> Tensor:
     (magic,) = reader.numbers("I")
     if magic in (_V2, _V3) and reader.numbers("i") != (0,):
-        raise ValueError("it has a sparse array")
+        raise ValueError("it contains a sparse array, which cannot be read")
     if magic in (_V1, _V2, _V3):
         code, (dimensions,) = "q", reader.numbers("i")
     else:
         code, dimensions = "I", magic
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise ValueError(f"an array of {dimensions} dimensions")
+        raise ValueError(f"an array has {dimensions} dimensions")
     shape = reader.numbers(code, dimensions)
     *_device, kind = reader.numbers("i", 3)
     if min(shape) < 1 or kind not in _DTYPES:
-        raise ValueError(f"an array of shape {shape} and type {kind}; float32 (0) and float16 (2) can be read")
+        raise ValueError(f"an array has shape {shape} and type {kind}; only float32 (0) and float16 (2) can be read")
     dtype = _DTYPES[kind]
     return torch.frombuffer(reader.take(math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

@@ -1,4 +1,4 @@
-"""PSA's AffinityNet: the affinity of pixel pairs, from the labels on which both CRFs agree."""
+"""The training of PSA's AffinityNet: it learns which pairs of pixels have the same class."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from ssdd.storage.paths import AnyPath
 
 @dataclass(frozen=True)
 class AffinityTask:
-    """Affinity of pixel pairs, from the labels on which both CRFs agree."""
+    """Trains AffinityNet on the labels on which two CRFs (`seeds.alpha_low` and `seeds.alpha_high`) agree."""
 
     network: NetworkConfig
     seeds: SeedsConfig

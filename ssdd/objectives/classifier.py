@@ -1,4 +1,4 @@
-"""PSA's classifier: multi-label classification with image-level labels."""
+"""The training of PSA's classifier: multi-label classification with image-level labels."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The CRF of a training step (sec. 4.2) behind one interface; here those that need no Ray: inline and exact."""
+"""The interface of a training step's CRF (sec. 4.2), and the two CRFs that need no Ray: inline and exact."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,24 +13,25 @@ from ssdd.crf import CRFParams, crf_masks
 from ssdd.objectives.task import Pending
 
 Inputs = tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]
+"""The first three arguments of `crf_masks`: images, probabilities and labels."""
 
 
 class Masks(Pending, Protocol):
-    """The CRF masks of some images, once they are there."""
+    """The CRF masks of some images; they may not be computed yet."""
 
     def masks(self) -> Tensor:
-        """int64 (N, h, w), on the device of the request."""
+        """Wait for the masks: int64 (N, h, w), on the device of the request's logits."""
 
 
 class BatchCRF(Protocol):
-    """CRFs of a few images at the resolution of their masks; picklable."""
+    """A CRF for a few images at the resolution of their masks; picklable."""
 
     @property
     def runs_on_actors(self) -> bool:
-        """Whether other processes compute them, while this one goes on."""
+        """Whether other processes compute the masks while this process continues."""
 
     def request(self, images: Tensor, logits: Tensor, presence: Tensor) -> Masks:
-        """Ask for the CRF masks of the present classes' softmax.
+        """Request CRF masks for the softmax over each image's present classes.
 
         Args:
             images: uint8 (N, 3, h, w), without colour jitter.
@@ -41,7 +42,7 @@ class BatchCRF(Protocol):
 
 @dataclass(frozen=True)
 class InlineCRF:
-    """pydensecrf in this process, image by image, as in the published loop; computed where it is waited for."""
+    """pydensecrf in this process, image by image, as in the published loop; it runs when the masks are first needed."""
 
     params: CRFParams
     runs_on_actors = False
@@ -50,13 +51,13 @@ class InlineCRF:
         return self.send(copied(images, logits, presence), logits.device)
 
     def send(self, inputs: Callable[[], Inputs], device: torch.device) -> Masks:
-        """Ask for the masks of what `copied` returned."""
+        """Request masks, as `request` does; `inputs` is the function that `copied` returned."""
         return Later(device, lambda: crf_masks(*inputs(), self.params))
 
 
 @dataclass(frozen=True)
 class ExactCRF:
-    """Mean field without approximation, on the device of the training."""
+    """The CRF with exact kernels, see `exact_crf`, on the device of the training."""
 
     params: CRFParams
     runs_on_actors = False
@@ -69,6 +70,8 @@ class ExactCRF:
 
 @dataclass(frozen=True)
 class _Now:
+    """Masks that are computed already."""
+
     result: Tensor
 
     def wait(self) -> None: ...
@@ -79,7 +82,7 @@ class _Now:
 
 @dataclass
 class Later:
-    """Masks that are computed, or waited for, when they are asked for; then they go to a device."""
+    """Masks that `compute` returns. It is called when they are first waited for; `masks` moves them to `device`."""
 
     device: torch.device
     compute: Callable[[], np.ndarray]
@@ -99,20 +102,20 @@ class Later:
 
 
 def copied(images: Tensor, logits: Tensor, presence: Tensor) -> Callable[[], Inputs]:
-    """Start copies to the CPU; the function returned waits for them and gives `crf_masks`'s first three arguments."""
+    """Start to copy a CRF's inputs to the CPU; the returned function waits for the copies and returns `Inputs`."""
     with torch.no_grad():
         probs = refine.presence_softmax(logits.float(), presence).half()
         pixels_last = images.permute(0, 2, 3, 1).contiguous()
-    # To pinned memory, so that the copies wait for the GPU while this process does not.
-    there = [x.to("cpu", non_blocking=True) for x in (pixels_last, probs, presence)]
-    ready = torch.cuda.Event(blocking=True) if logits.is_cuda else None  # else waiting for it would take a core
+    # From a GPU, this copies to pinned memory without waiting: the copies run when the GPU has the values.
+    on_cpu = [x.to("cpu", non_blocking=True) for x in (pixels_last, probs, presence)]
+    ready = torch.cuda.Event(blocking=True) if logits.is_cuda else None  # blocking: waiting takes no CPU core
     if ready is not None:
         ready.record()
 
     def inputs() -> Inputs:
         if ready is not None:
             ready.synchronize()
-        pixels, scores, present = (x.numpy() for x in there)
+        pixels, scores, present = (x.numpy() for x in on_cpu)
         labels = [np.flatnonzero(p).astype(np.uint8) for p in present]
         return pixels, [score[label] for score, label in zip(scores, labels, strict=True)], labels
 

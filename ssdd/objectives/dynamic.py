@@ -38,7 +38,9 @@ class DynamicTask:
 
     def build(self) -> DynamicNet:
         net = DynamicNet(self.network, self.classes)
-        checkpoints.load_start(net, self.start, {"main": "main", "sub": "main", "ddnet1": "ddnet", "ddnet2": "ddnet"})
+        # DD-Net 2 starts from random weights: it judges m^D1, while the static stage's DD-Net has learned to judge the
+        # advice of a CRF.
+        checkpoints.load_start(net, self.start, {"main": "main", "sub": "main", "ddnet1": "ddnet"})
         return net
 
     @property
@@ -50,7 +52,7 @@ class DynamicTask:
         return {"main": labelled, "sub": labelled.repeat(2)}
 
     def losses(self, net: DynamicNet, batch: Batch) -> Halfway:
-        """The forward pass up to the CRF: the network's masks, and of the difference maps those that need no advice."""
+        """Run the forward pass up to the CRF: the network's masks and the difference maps that need no advice."""
         presence, seed = batch["presence"], batch["refined"].long()
         features = net.features(batch["image"])
         logits, hidden = net.main(features.high)
@@ -59,7 +61,7 @@ class DynamicTask:
         shared1 = net.difference_features(net.ddnet1, features, hidden)
         d_knowledge = net.ddnet1(shared1, knowledge)
         sub_logits, sub_hidden = net.sub(features.high)
-        # With features of a head, those of the sub branch as published; the paper does not say whose.
+        # If DD-Nets use a head's hidden layer, DD-Net 2 uses that of the sub branch, as in the published code.
         shared2 = net.difference_features(net.ddnet2, features, sub_hidden)
         first = BeforeCRF(
             presence=presence,
@@ -75,34 +77,35 @@ class DynamicTask:
         return Halfway(crf, lambda: self.losses_after_crf(net, first, crf.masks()))
 
     def losses_after_crf(self, net: DynamicNet, first: "BeforeCRF", advice: Tensor) -> Losses:
-        """Both SSDD modules, and the four losses.
+        """Compute both SSDD modules and the four losses.
 
         Args:
             net: the network.
-            first: of the same images.
+            first: what `losses` has computed for the same images.
             advice: m^A1, the CRF masks of the network's probabilities, int64 (N, h, w).
         """
         config, presence, seed, knowledge = self.dynamic, first.presence, first.seed, first.knowledge
 
-        # First step: the network's own mask and its CRF (eqs. 3-5 make m^D1 of them).
+        # First module: the network's mask m^K1 and the CRF's mask m^A1 give m^D1 (eqs. 3-5).
         d_advice = net.ddnet1(first.shared1, advice)
         vanished = refine.vanished(knowledge, advice, presence, config.bad_ratio)
         d_k, d_a = first.d_knowledge.detach().sigmoid(), d_advice.detach().sigmoid()
         refined1 = refine.module(d_k, d_a, knowledge, advice, presence, config.bias1)  # m^D1
 
-        # Second step: the seeds against the first step's mask.
+        # Second module: m^D0 takes the place of knowledge and m^D1 that of advice; they give m^D2.
         d_refined = net.ddnet2(first.shared2, refined1)
         d_k, d_a = first.d_seed.detach().sigmoid(), d_refined.detach().sigmoid()
         refined2 = refine.module(d_k, d_a, seed, refined1, presence, config.bias2)  # m^D2
 
-        # DD-Net 2 learns from a mask half-way between the two, so that it does not follow the main branch into a
-        # constant answer (sec. 4.2).
+        # DD-Net 2 is trained to predict where m^D0 differs from the sub branch's mask, and where the target does. The
+        # sub branch learns from both masks, so its mask lies between them. If DD-Net 2 compared the two directly, the
+        # target would follow the main branch, and the prediction would become a constant (sec. 4.2).
         target, d_target = (refined1, d_refined)
         if config.target == "d2":
             target, d_target = refined2, net.ddnet2(first.shared2, refined2)
-        halfway = refine.presence_argmax(first.sub_logits.detach(), presence)  # m^sub
-        everything = torch.ones(len(seed), dtype=torch.bool, device=seed.device)
-        unlabelled = seed == 255  # stays so
+        sub_mask = refine.presence_argmax(first.sub_logits.detach(), presence)  # m^sub
+        all_images = torch.ones(len(seed), dtype=torch.bool, device=seed.device)
+        unlabelled = seed == 255  # these pixels get no label in the targets either
         main = losses.segmentation_loss(first.logits, refined2.masked_fill(unlabelled, 255))
         sub_seed = losses.segmentation_loss(first.sub_logits, seed)
         sub_target = losses.segmentation_loss(first.sub_logits, target.masked_fill(unlabelled, 255))
@@ -111,21 +114,21 @@ class DynamicTask:
             "main": main,  # eq. 11
             "sub": config.alpha * sub_seed + (1 - config.alpha) * sub_target,  # eq. 14
             "diff1": losses.difference_losses(first.d_knowledge, d_advice, difference, vanished),  # eq. 12
-            "diff2": losses.difference_loss(first.d_seed, refine.difference(seed, halfway), everything)
-            + losses.difference_loss(d_target, refine.difference(halfway, target), everything),  # eq. 13
+            "diff2": losses.difference_loss(first.d_seed, refine.difference(seed, sub_mask), all_images)
+            + losses.difference_loss(d_target, refine.difference(sub_mask, target), all_images),  # eq. 13
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class BeforeCRF:
-    """What a dynamic step has of some images before the CRF masks come."""
+    """Results of a dynamic training step for some images, before their CRF masks are ready."""
 
     presence: Tensor
     """bool (N, C), background included."""
     seed: Tensor
-    """m^D0, int64 (N, h, w); 255 where there is no label."""
+    """m^D0, the static stage's refined mask, int64 (N, h, w); 255 at pixels without a label."""
     logits: Tensor
-    """Of the main branch, (N, C, h, w)."""
+    """The main branch's logits, (N, C, h, w)."""
     knowledge: Tensor
     """m^K1, the main branch's mask of the present classes, int64 (N, h, w)."""
     shared1: Tensor
@@ -133,7 +136,7 @@ class BeforeCRF:
     d_knowledge: Tensor
     """DD-Net 1's logits from m^K1, (N, h, w)."""
     sub_logits: Tensor
-    """Of the sub branch, (N, C, h, w)."""
+    """The sub branch's logits, (N, C, h, w)."""
     shared2: Tensor
     """DD-Net 2's features, (N, D, h, w)."""
     d_seed: Tensor

@@ -1,4 +1,4 @@
-"""A segmentation network on fixed masks (eq. 8): the baseline, PSA retrained."""
+"""The training of a segmentation network on fixed masks (eq. 8): the baselines, such as PSA retrained."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from ssdd.storage.artifacts import Artifact
 
 @dataclass(frozen=True, kw_only=True)
 class FixedTask:
-    """A segmentation network on fixed masks (eq. 8)."""
+    """Trains a segmentation network on fixed masks (eq. 8): the masks in the table's column `column`."""
 
     network: NetworkConfig
     train: TrainConfig

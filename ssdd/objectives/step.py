@@ -1,7 +1,7 @@
-"""The gradients of one training step, computed part by part, so that a part's CRF runs beside the others' network.
+"""The gradients of a training step, in parts (micro-batches): a part's CRF runs while the network works on others.
 
-Neither the parts nor the number of workers change the result: losses are normalised by the counts of the whole batch,
-over all parts and all workers, and batch norm is frozen. The workers' gradients are summed once in a step.
+Neither the number of parts nor the number of workers changes the result: losses are divided by the counts of the whole
+batch, over all parts and all workers, and batch norms are frozen. The workers' gradients are summed once per step.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ T = TypeVar("T")
 
 
 class Workers:
-    """The gradients of a network in one buffer, which the training workers sum in one exchange."""
+    """A network's gradients in one buffer, which all training workers sum with a single all-reduce."""
 
-    SPARE = 16  # values that travel with the gradients
+    SPARE = 16  # room for other values (the losses), which are summed together with the gradients
 
     def __init__(self, net: nn.Module):
         self.count = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -36,15 +36,15 @@ class Workers:
             first += p.numel()
         self.values = self.buffer[total:]
         self.counts_checked = False
-        if self.count > 1:  # the same initial weights to the last bit, whatever machines drew them
-            own = [in_memory_order(p.detach()) for p in net.parameters()]
-            common = torch.cat(own)
+        if self.count > 1:  # all take the first worker's weights, because machines may initialise differently
+            values = [in_memory_order(p.detach()) for p in net.parameters()]
+            common = torch.cat(values)
             dist.broadcast(common, 0)
-            for mine, value in zip(own, common.split([len(p) for p in own]), strict=True):
+            for mine, value in zip(values, common.split([len(p) for p in values]), strict=True):
                 mine.copy_(value)
 
     def sum(self, values: Tensor) -> Callable[[], Tensor]:
-        """Begin to sum the workers' values, in place; the function returned waits for the result."""
+        """Start to sum `values` over the workers, in place; the returned function waits for the sum and returns it."""
         work = dist.all_reduce(values, async_op=True) if self.count > 1 else None
 
         def result() -> Tensor:
@@ -56,7 +56,7 @@ class Workers:
 
 
 class Clock:
-    """Where a worker's time goes. On a GPU, sections that only launch work are timed by events."""
+    """Measures the seconds of a step's sections. On a GPU, CUDA events time the sections that launch work."""
 
     def __init__(self, where: torch.device):
         self.cuda = where.type == "cuda"
@@ -77,7 +77,7 @@ class Clock:
             self._add(name, time.perf_counter() - start)
 
     def each(self, name: str, values: Iterable[T]) -> Iterator[T]:
-        """The same values; what it takes to get them counts as `name`."""
+        """Yield the same values; the time that `values` takes to give them counts as section `name`."""
         iterator = iter(values)
         while True:
             with self(name, on_device=False):
@@ -109,29 +109,29 @@ def gradients(
     ahead: int,
     bf16: bool = False,
 ) -> dict[str, Tensor]:
-    """Put the gradients of a batch's losses into `net`'s parameters.
+    """Compute the gradients of a batch's losses; they are in the `grad` of `net`'s parameters afterwards.
 
     Args:
-        objective: gives the losses.
-        net: whose gradients are in the buffer of `workers`.
+        objective: computes the losses.
+        net: the network from which `workers` was made.
         batch: this worker's samples, columns (N, ...).
-        workers: which all call this with a batch of their own.
+        workers: holds the gradients. All workers must call this function, each with its own batch.
         clock: gets the seconds of `forward`, `crf_wait`, `backward` and `exchange`.
-        size: images in a part.
-        ahead: parts whose forward pass may come between another part's forward and backward pass. More hide more of
-            the CRF's time; fewer need less memory.
-        bf16: run the networks in bfloat16 where torch's autocast deems it safe.
+        size: images per part.
+        ahead: how many forward passes of other parts may run between a part's forward and backward pass. A larger
+            number hides more of the CRF's time; a smaller number needs less memory.
+        bf16: run the networks in bfloat16 where torch's autocast considers it safe.
 
     Returns:
-        the losses of all workers' batches together, detached scalars.
+        the losses over the batches of all workers, detached scalars by name.
 
     Raises:
-        ValueError: the objective's `counts` are not those of its losses.
+        ValueError: the objective's `counts` differ from the counts of its losses.
     """
     images = len(batch["image"])
     device = batch["image"].device.type
     counts = objective.counts(batch)
-    known_counts, late_counts = _summed(workers, counts), _summed(workers, {})
+    early_counts, late_counts = _summed(workers, counts), _summed(workers, {})
     unfinished = -(-images // size)
     workers.buffer.zero_()
     values: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ def gradients(
         losses = begun.popleft()
         unfinished -= 1
         if isinstance(losses, Halfway):
-            with clock("crf_wait"):  # on a GPU, the time in which it has nothing to do
+            with clock("crf_wait"):  # on a GPU, this measures how long the GPU is idle
                 losses.pending.wait()
             with clock("forward"), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 losses = losses.finish()
@@ -158,16 +158,16 @@ def gradients(
                 seen[name] = seen[name] + loss.counts if name in seen else loss.counts
             elif name not in counts:
                 late[name] = _joined(late[name], loss) if name in late else loss
-        if not unfinished:  # before the backward pass, so that no worker waits for it
+        if not unfinished:  # start the sum here, so that it runs during the backward pass
             late_counts = _summed(workers, {name: loss.counts for name, loss in late.items()})
         with clock("exchange"):
-            known = known_counts()
-        now = {name: loss.value(known[name]) for name, loss in losses.items() if name in known}
-        for name, value in now.items():
+            summed_counts = early_counts()
+        early = {name: loss.value(summed_counts[name]) for name, loss in losses.items() if name in summed_counts}
+        for name, value in early.items():
             values[name] = values.get(name, 0) + value.detach()
-        if now:
+        if early:
             with clock("backward"):
-                torch.stack(list(now.values())).sum().backward()
+                torch.stack(list(early.values())).sum().backward()
 
     for first in range(0, images, size):
         forward({name: column[first : first + size] for name, column in batch.items()})
@@ -175,16 +175,16 @@ def gradients(
             finish()
     while begun:
         finish()
-    if not workers.counts_checked:  # once, because on a GPU it waits for the forward pass
+    if not workers.counts_checked:  # only in the first step, because on a GPU this check waits for the forward pass
         _check_values(counts, seen)
         workers.counts_checked = True
     if late:
         with clock("exchange"):
             summed = late_counts()
         with clock("backward"):
-            at_last = {name: loss.value(summed[name]) for name, loss in late.items()}
-            torch.stack(list(at_last.values())).sum().backward()
-        values |= {name: value.detach() for name, value in at_last.items()}
+            last_values = {name: loss.value(summed[name]) for name, loss in late.items()}
+            torch.stack(list(last_values.values())).sum().backward()
+        values |= {name: value.detach() for name, value in last_values.items()}
     with clock("exchange"):
         workers.values[: len(values)] = torch.stack(list(values.values()))
         workers.sum(workers.buffer)()
@@ -192,12 +192,12 @@ def gradients(
 
 
 def in_memory_order(dense: Tensor) -> Tensor:
-    """The values of a tensor without gaps, as a vector that shares its memory."""
+    """A dense tensor's values, in their order in memory, as a vector that shares the tensor's memory."""
     return dense.as_strided((dense.numel(),), (1,))
 
 
 def _check_names(counts: dict[str, Tensor], losses: Losses) -> None:
-    """Refuse losses whose number of totals is not that of their counts: it would be stretched without a word."""
+    """Raise ValueError if a loss is missing or has counts of another shape, which torch would silently broadcast."""
     if missing := counts.keys() - losses.keys():
         raise ValueError(f"counts() has {', '.join(sorted(missing))}, which losses() does not give")
     for name in counts:
@@ -209,19 +209,19 @@ def _check_names(counts: dict[str, Tensor], losses: Losses) -> None:
 
 
 def _check_values(counts: dict[str, Tensor], seen: dict[str, Tensor]) -> None:
-    """Refuse counts that are not those of the losses, summed over the parts: the means would be wrong."""
+    """Raise ValueError if `counts` differ from the losses' counts summed over all parts: the means would be wrong."""
     for name, count in counts.items():
         if not torch.equal(count, seen[name].to(count.dtype)):
             raise ValueError(f"counts() of the loss {name} is {count.tolist()}, but the loss has {seen[name].tolist()}")
 
 
 def _joined(one: Means, other: Means) -> Means:
-    """The same loss over the images of both."""
+    """A loss over the images of two parts."""
     return Means(one.totals + other.totals, one.counts + other.counts, one.weights)
 
 
 def _summed(workers: Workers, counts: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Begin to sum the counts of each loss over all workers, in one exchange; the function returned waits for it."""
+    """Start to sum each loss's counts over the workers in one all-reduce; the returned function waits for the sums."""
     if not counts:
         return dict
     total = workers.sum(torch.cat(list(counts.values())))

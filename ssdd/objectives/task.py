@@ -1,4 +1,4 @@
-"""The protocols of this room: what a step minimises, and what a training is to the loop that runs it."""
+"""The protocols of a training: `Objective`, which a step minimises, and `Task`, which the training loop runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ Losses = dict[str, Means]
 
 
 class Pending(Protocol):
-    """A result that is not there yet, CRF masks say."""
+    """A result that may not be ready yet, such as CRF masks."""
 
     def wait(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Halfway:
-    """The losses of some images, computed up to where they need CRF masks."""
+    """Losses of some images that are computed up to the point at which they need CRF masks."""
 
     pending: Pending
-    """What must be there before the second half."""
+    """The result that `finish` needs."""
     finish: Callable[[], Losses]
-    """The second half; gives the losses."""
+    """Computes the rest and returns the losses."""
 
 
 class Objective(Protocol):
@@ -36,22 +36,22 @@ class Objective(Protocol):
 
     @property
     def runs_on_actors(self) -> bool:
-        """Whether `losses` asks other processes for something. Then it pays to compute a batch in parts."""
+        """Whether `losses` sends work to other processes. Then a batch is computed faster in parts (micro-batches)."""
 
     def losses(self, net: Any, batch: Batch) -> Losses | Halfway:
-        """The losses of some images; half of the work, where the rest needs CRF masks."""
+        """Compute the losses of some images; if they need CRF masks, only their first half (`Halfway`)."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """`Means.counts` of those losses whose counts follow from the samples alone.
+        """The `Means.counts` of those losses whose counts depend only on the samples, by the loss's name.
 
-        They are known before the forward pass, so that a part's gradients need not wait for the other parts. The
-        other losses' gradients come at the end of the step: they should need few activations. Counts that are not
-        those of the losses are an error of `step.gradients`.
+        These counts are known before the forward pass, so that the gradients of one part need not wait for the other
+        parts. Gradients of all other losses are computed at the end of the step, so such losses should keep few
+        activations in memory. `step.gradients` raises ValueError if these counts differ from those in the losses.
         """
 
 
 class Task(Objective, Protocol):
-    """A training: picklable, built anew in each worker. Its losses are those of a batch of `sampling`'s samples."""
+    """A training; it is picklable, and each worker calls `build`. `losses` takes samples that `sampling` describes."""
 
     @property
     def train(self) -> TrainConfig: ...
@@ -60,4 +60,4 @@ class Task(Objective, Protocol):
     def sampling(self) -> Sampling: ...
 
     def build(self) -> nn.Module:
-        """The network at the start of training; its `backbone` has the base learning rate, the rest is new."""
+        """The network before the training. Its `backbone` gets the learning rate `lr`, the rest a multiple of it."""

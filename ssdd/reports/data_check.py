@@ -1,6 +1,6 @@
-"""What a job would read from a data set: its lists, classes and sizes, what is wrong and what is suspicious.
+"""Check a data set as a job would read it: its lists, classes and sizes, with errors and warnings.
 
-Nothing is trained and Ray is not needed. The files are read by the code that every job begins with.
+Nothing is trained, and Ray is not needed. The files are read by the same code that every job runs first.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ from ssdd.storage.paths import AnyPath, to_path
 
 SHEET_IMAGES = 12
 SHEET_SIDE = 480
-"""Pixels of the longer side of a photograph in the sheet, at most about twice as many."""
+"""The sheet shows every k-th pixel, with the largest k that leaves this many pixels on a photograph's longer side."""
 Progress = Callable[[str, Iterator[Any], int], Iterator[Any]]
 Sample = tuple[str, np.ndarray, np.ndarray | None, list[str]]
-"""An image's id, its photograph (uint8 (H, W, 3)), its mask (uint8 (H, W)) or None, the names of its labels."""
+"""An image's id, its photograph (uint8 (H, W, 3)), its mask (uint8 (H, W)) or None, and the names of its labels."""
 
 
 @dataclass(kw_only=True)
@@ -37,14 +37,14 @@ class DataCheck:
     classes: tuple[str, ...] = ()
     """Names, background first."""
     lists: dict[str, Examined] = field(default_factory=dict)
-    """The training list and the one that is scored, by name."""
+    """The training list and the list that is scored, by name."""
     other_lists: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    """Messages of the errors that would end a job, with their remedies."""
+    """Messages of the errors that would end a job; each says what to do."""
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as JSON data."""
+        """The result as JSON data."""
         lists = {
             name: {
                 "images": examined.count,
@@ -67,7 +67,7 @@ class DataCheck:
         }
 
     def lines(self) -> Iterator[str]:
-        """The same for a terminal."""
+        """The result as lines for the terminal."""
         yield f"data {self.data}"
         if self.classes:
             yield f"{len(self.classes) - 1} foreground classes: {', '.join(self.classes[1:])}"
@@ -80,28 +80,28 @@ class DataCheck:
             for value, images, pixels in self._uses(examined):
                 yield f"  {value:>5}  {self.name_of(value):20}  {images:>8}  {pixels:>14,}"
         if self.other_lists:
-            yield f"lists that were not read: {', '.join(self.other_lists)} (--train-split and --split choose)"
+            yield f"lists that were not read: {', '.join(self.other_lists)} (choose them by --train-split and --split)"
         yield from (f"warning: {warning}" for warning in self.warnings)
         yield from (f"error: {error}" for error in self.errors)
         yield "no errors" if not self.errors else f"{len(self.errors)} error(s)"
 
     def name_of(self, value: int) -> str:
-        """The class of a mask's value."""
+        """The class name of a mask value."""
         if value == IGNORE:
             return "(no label)"
         return self.classes[value] if value < len(self.classes) else f"(no class: {value})"
 
     def _uses(self, examined: Examined) -> list[tuple[int, int, int]]:
-        """For each value that is a class or occurs in a mask: images with it, pixels of it."""
+        """(value, number of images, number of pixels) for each value that is a class or occurs in a mask."""
         values = sorted({*range(len(self.classes)), *examined.pixels})
         return [(value, examined.images.get(value, 0), examined.pixels.get(value, 0)) for value in values]
 
 
 def run(config: Config, progress: Progress = lambda name, items, count: items) -> DataCheck:
-    """Check what the configuration names: `data`, `train_split` and `split`, `knowledge` and `advice`.
+    """Check the configuration's `data` folder, lists `train_split` and `split`, and folders `knowledge` and `advice`.
 
     Raises:
-        ConfigError: no data are named.
+        ConfigError: `data` is not set.
     """
     if config.data is None:
         raise ConfigError("--data: name the folder to check; the embedded data set needs no check")
@@ -125,7 +125,7 @@ def run(config: Config, progress: Progress = lambda name, items, count: items) -
 
 @contextmanager
 def _noting(check: DataCheck) -> Iterator[None]:
-    """Note an error of the data, and go on after the block."""
+    """Add a DataError to the check's errors, and continue after the `with` block."""
     try:
         yield
     except DataError as error:
@@ -133,7 +133,7 @@ def _noting(check: DataCheck) -> Iterator[None]:
 
 
 def _expanded(path: AnyPath) -> AnyPath:
-    """A path as the jobs take it: with the user's home for `~`."""
+    """The path with `~` replaced by the user's home folder, as in the jobs."""
     return path.expanduser() if isinstance(path, Path) else path
 
 
@@ -150,7 +150,7 @@ def _check_list(
 
 
 def _check_masks(check: DataCheck, folder: VOCFolder, config: Config) -> None:
-    """Knowledge and advice of the training list's images."""
+    """Check knowledge and advice of the training list's images."""
     train = check.lists.get(config.train_split)
     if config.knowledge is None or config.advice is None or train is None:
         return
@@ -162,13 +162,13 @@ def _check_masks(check: DataCheck, folder: VOCFolder, config: Config) -> None:
 
 
 def _extremes(examined: Examined) -> list[tuple[int, int]]:
-    """The sizes with the fewest and the most pixels; empty where no image could be read."""
+    """The sizes (width, height) with the fewest and the most pixels; empty if no image could be read."""
     by_area = sorted(examined.sizes, key=lambda size: (size[0] * size[1], size))
     return [by_area[0], by_area[-1]] if by_area else []
 
 
 def samples(check: DataCheck, config: Config) -> list[Sample]:
-    """Images of the first list for `figures.data_sheet`: first those that show a class that none before them shows."""
+    """Images of one list for `figures.data_sheet`. Those with a class that no earlier image has come first."""
     if not check.lists:
         return []
     folder = VOCFolder(to_path(check.data), check.classes)
@@ -181,13 +181,13 @@ def samples(check: DataCheck, config: Config) -> list[Sample]:
             (later if set(shown) <= seen else first).append(image_id)
             seen |= set(shown)
         if first or later:
-            found = []
+            values = []
             for image_id in (first + later)[:SHEET_IMAGES]:
                 pixels = _sample(images, masks, options, image_id)
                 if pixels is not None:
                     names = [check.name_of(value) for value in examined.classes_of[image_id]]
-                    found.append((image_id, *pixels, names))
-            return found
+                    values.append((image_id, *pixels, names))
+            return values
     return []
 
 

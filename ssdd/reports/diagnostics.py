@@ -1,4 +1,4 @@
-"""What decides whether a difference detection can gain anything, wherever the truth is at hand (secs. 3.2 and 5.2)."""
+"""How much difference detection can gain, measured on images that have true masks (secs. 3.2 and 5.2)."""
 
 import math
 
@@ -10,25 +10,25 @@ _LEVELS = 255  # difference maps are stored in 8 bits
 
 
 class DifferenceReport:
-    """Counts over the pixels where knowledge and advice differ, image by image.
+    """Counts over the pixels where knowledge and advice differ, added image by image.
 
-    Where the truth has no label, or knowledge is the truth nor advice, a pixel says nothing about the decision and is
-    left out of the AUCs.
+    The AUCs leave out pixels where the true mask has no label, or where neither mask is correct: such pixels do not
+    show which of the two masks should be chosen.
 
     Args:
-        num_classes: background included.
+        num_classes: the number of classes, background included.
     """
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes
         self.pixels = self.differing = self.advice_true = self.knowledge_true = 0
         self.oracle = ConfusionMatrix(num_classes)
-        # Of the pixels where either mask is true: how many have each d^K, and each d^K - d^A, by who is true.
+        # Histograms of d^K and of d^K - d^A over the pixels where knowledge is correct (row 0) or advice is (row 1).
         self.by_knowledge = np.zeros((2, _LEVELS + 1), np.int64)
         self.by_gap = np.zeros((2, 2 * _LEVELS + 1), np.int64)
-        # Of all differing pixels: how many have each d^K - d^A.
+        # Histogram of d^K - d^A over all differing pixels.
         self.gaps = np.zeros(2 * _LEVELS + 1, np.int64)
-        # Of all pixels: how many have each d, and how many of those differ, for either mask.
+        # Histograms of d^K (row 0) and d^A (row 1) over all labelled pixels [:, 0] and over the differing ones [:, 1].
         self.reliability = np.zeros((2, 2, _LEVELS + 1), np.int64)
 
     def update(
@@ -38,7 +38,7 @@ class DifferenceReport:
         truth: np.ndarray,
         *d: np.ndarray,
     ) -> None:
-        """Add an image: masks (H, W), and DD-Net's probabilities d^K and d^A (H, W) in 0..1 if there are any yet."""
+        """Add an image: masks (H, W), and DD-Net's probabilities d^K and d^A (H, W) in 0..1 if they exist."""
         labelled = truth < self.num_classes
         differ = (knowledge != advice) & labelled
         advice_true, knowledge_true = differ & (advice == truth), differ & (knowledge == truth)
@@ -52,22 +52,25 @@ class DifferenceReport:
         d_levels = [np.rint(np.clip(values, 0, 1) * _LEVELS).astype(np.int64) for values in d]
         gap = d_levels[0] - d_levels[1] + _LEVELS
         self.gaps += np.bincount(gap[differ], minlength=2 * _LEVELS + 1)
-        for who, where in enumerate((knowledge_true, advice_true)):
-            self.by_knowledge[who] += np.bincount(d_levels[0][where], minlength=_LEVELS + 1)
-            self.by_gap[who] += np.bincount(gap[where], minlength=2 * _LEVELS + 1)
-        for mask in (0, 1):
-            self.reliability[mask, 0] += np.bincount(d_levels[mask][labelled], minlength=_LEVELS + 1)
-            self.reliability[mask, 1] += np.bincount(d_levels[mask][differ], minlength=_LEVELS + 1)
+        for row, correct in enumerate((knowledge_true, advice_true)):
+            self.by_knowledge[row] += np.bincount(d_levels[0][correct], minlength=_LEVELS + 1)
+            self.by_gap[row] += np.bincount(gap[correct], minlength=2 * _LEVELS + 1)
+        for row in (0, 1):
+            self.reliability[row, 0] += np.bincount(d_levels[row][labelled], minlength=_LEVELS + 1)
+            self.reliability[row, 1] += np.bincount(d_levels[row][differ], minlength=_LEVELS + 1)
 
     def metrics(self) -> dict[str, float]:
-        """Shares of pixels in percent, AUCs in 0..1, and the mean IoU in percent that choosing by the truth gives.
+        """Shares of pixels in percent, AUCs in 0..1, and the oracle's mean IoU in percent, each only if it is defined.
 
-        `differing`: share of the labelled pixels where the masks differ; `advice_true`, `advice_false`: of those, the
-        shares |S^{A,T}| and |S^{A,F}| (sec. 3.2 supposes that the first is the larger); `knowledge_true`: the part of
-        the latter where knowledge is the truth; `auc_knowledge` and `auc_gap`: how well d^K, and d^K - d^A (eq. 3),
-        tell true advice from true knowledge; `gap_low` and `gap_high`: the 5th and the 95th percentile of d^K - d^A
-        where the masks differ, whose scale a bias (eq. 3) belongs to; `oracle`: see above. What cannot be said is left
-        out.
+        - `differing`: the share of the labelled pixels where the masks differ.
+        - `advice_true`, `advice_false`: the shares of these pixels where advice is correct, |S^{A,T}|, and where it is
+          not, |S^{A,F}|. Sec. 3.2 assumes that the first is larger.
+        - `knowledge_true`: the share of these pixels where knowledge is correct.
+        - `auc_knowledge`, `auc_gap`: how well d^K, and d^K - d^A (eq. 3), separate the pixels where advice is correct
+          from the pixels where knowledge is correct.
+        - `gap_low`, `gap_high`: the 5th and the 95th percentile of d^K - d^A where the masks differ. The bias (eq. 3)
+          is added to this value, so they show which biases matter.
+        - `oracle`: mean IoU of the mask that takes advice where it is correct, and knowledge elsewhere.
         """
         differing = max(self.differing, 1)
         values = {
@@ -94,7 +97,8 @@ class DifferenceReport:
         """Reliability of d^K (row 0) and d^A (row 1).
 
         Returns:
-            mean d, share of pixels that differ, and number of pixels, (2, bins) each; NaN where a bin is empty.
+            for each bin of d, (2, bins) each: the mean of d, the share of its pixels where the masks differ (both NaN
+            in an empty bin), and the number of its pixels.
         """
         edges = np.linspace(0, _LEVELS + 1, bins + 1).round().astype(int)[:-1]
         total, differing = (np.add.reduceat(self.reliability[:, k], edges, axis=1) for k in (0, 1))
@@ -104,7 +108,7 @@ class DifferenceReport:
 
 
 def auc(negatives: np.ndarray, positives: np.ndarray) -> float:
-    """Area under the ROC curve from counts at ascending scores, ties counting one half; NaN without either kind."""
+    """Area under the ROC curve, from counts by ascending score; ties count one half. NaN if either array is all 0."""
     pairs = float(negatives.sum()) * float(positives.sum())
     below = np.cumsum(negatives) - negatives
     return float((positives * (below + negatives / 2)).sum() / pairs) if pairs else float("nan")

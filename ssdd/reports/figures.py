@@ -1,4 +1,4 @@
-"""Panels like the paper's Figs. 7 and 8, from table rows, and sheets of data. matplotlib without a display."""
+"""Pictures like the paper's Figs. 6 to 8, plots of trainings and sweeps, and data sheets. No display is needed."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from ssdd.storage.tables import Row
 
 @contextlib.contextmanager
 def _any_backend() -> Iterator[None]:
-    """For the import of matplotlib: MPLBACKEND from a notebook can name a backend that is not installed here."""
+    """Import matplotlib without MPLBACKEND, in which a notebook can name a backend that is not installed here."""
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         yield
@@ -29,7 +29,7 @@ with _any_backend():
     import matplotlib
     from matplotlib.figure import Figure
 
-with contextlib.suppress(KeyError, ValueError):  # for who draws with pyplot in the same process
+with contextlib.suppress(KeyError, ValueError):  # set it for other code in this process that uses pyplot
     matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
 
 Panel = tuple[str, Callable[[Row], np.ndarray | None]]
@@ -44,12 +44,12 @@ _MODELS = {
 
 
 def refinement(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
-    """Fig. 7: image, knowledge, its difference map, advice, its difference map, refined, its gain on advice, truth.
+    """Fig. 7: image, knowledge and advice with their difference maps, refined mask, its gain over advice, true mask.
 
     Args:
-        rows: with `image`, `knowledge`, `d_knowledge`, `advice`, `d_advice`, `refined` and `truth` (or None).
+        rows: rows with `image`, `knowledge`, `d_knowledge`, `advice`, `d_advice`, `refined` and `truth` (or None).
         classes: names for the legend.
-        show_data: False leaves image and truth out.
+        show_data: False leaves the image and the true mask out.
     """
     panels: list[Panel] = [
         ("image", _image),
@@ -65,12 +65,12 @@ def refinement(rows: list[Row], classes: tuple[str, ...], show_data: bool = True
 
 
 def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
-    """Fig. 8: image, the networks' masks, the last one's gain on the baseline (both without CRF), truth.
+    """Fig. 8: image, the networks' masks, the last network's gain over the baseline (without CRF), true mask.
 
     Args:
-        rows: with `image`, `truth` (or None), and masks of some of the models that `_MODELS` names.
+        rows: rows with `image`, `truth` (or None), and the masks of any models in `_MODELS`.
         classes: names for the legend.
-        show_data: False leaves image and truth out.
+        show_data: False leaves the image and the true mask out.
     """
     models = [name for name in _MODELS if rows and name in rows[0]]
     panels: list[Panel] = [("image", _image), *((_MODELS[name], _mask(name)) for name in models)]
@@ -81,7 +81,7 @@ def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = Tru
 
 
 def reliability(mean: np.ndarray, share: np.ndarray, pixels: np.ndarray) -> Figure:
-    """How often the masks differ where DD-Net says d, and how many pixels have that d.
+    """How often the masks differ where DD-Net's probability is d, and the share of pixels that have this d.
 
     Args:
         mean, share, pixels: (2, bins) for d^K and d^A, see `diagnostics.DifferenceReport.calibration`.
@@ -102,8 +102,8 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], points:
     """Values over a training's epochs.
 
     Args:
-        lines: epochs and values of each, by its name in the legend.
-        points: of a line at most; of a longer one, means over equal pieces are drawn.
+        lines: each line's epochs and values, by its name in the legend.
+        points: the most points that a line has. A longer line is drawn as means over equal pieces.
     """
     figure = Figure(figsize=(4.2, 2.3), layout="constrained")
     axis = figure.subplots()
@@ -120,21 +120,21 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], points:
 
 
 def trials(results: list[tuple[dict[str, Any], dict[str, float]]], names: dict[str, str]) -> Figure:
-    """Metrics of a sweep's trials over each field that it varies; the lines go through the best of each value.
+    """Metrics of a sweep's trials over each field that the sweep varies. A line joins the best trials at each value.
 
     Args:
         results: point and metrics of each trial.
-        names: legend of each metric that is drawn.
+        names: the metrics to draw, and their names in the legend.
     """
     fields = list(results[0][0])
     figure = Figure(figsize=(4.2 * len(fields), 3.2), layout="constrained")
     for axis, field in zip(figure.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
         values = sorted({point[field] for point, _ in results}, key=lambda v: (isinstance(v, str), v))
         for metric, name in names.items():
-            known = [(values.index(p[field]), m[metric]) for p, m in results if metric in m]
-            best = {x: max(y for other, y in known if other == x) for x, _ in known}
+            points = [(values.index(p[field]), m[metric]) for p, m in results if metric in m]
+            best = {x: max(y for other, y in points if other == x) for x, _ in points}
             (line,) = axis.plot(sorted(best), [best[x] for x in sorted(best)], marker="o", label=name)
-            axis.scatter([x for x, _ in known], [y for _, y in known], s=12, color=line.get_color(), alpha=0.5)
+            axis.scatter([x for x, _ in points], [y for _, y in points], s=12, color=line.get_color(), alpha=0.5)
         step = -(-len(values) // 8)
         labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
         axis.set(xlabel=field, ylabel="mean IoU (%)", xticks=range(0, len(values), step), xticklabels=labels[::step])
@@ -143,12 +143,12 @@ def trials(results: list[tuple[dict[str, Any], dict[str, float]]], names: dict[s
 
 
 def heat_map(values: dict[tuple[float, float], float], axes: tuple[str, str], title: str) -> Figure:
-    """A value over two numbers; the greatest is marked.
+    """A value over two parameters, with a star at the greatest value.
 
     Args:
-        values: by both numbers; where they are no grid, dots are drawn.
-        axes: names of the numbers.
-        title: of the values.
+        values: the value at each pair of parameters. If the pairs form no grid, they are drawn as dots.
+        axes: names of the parameters.
+        title: name of the value.
     """
     figure = Figure(figsize=(5.4, 4.4), layout="constrained")
     axis = figure.subplots()
@@ -167,7 +167,7 @@ def heat_map(values: dict[tuple[float, float], float], axes: tuple[str, str], ti
 def data_sheet(
     samples: Sequence[tuple[str, np.ndarray, np.ndarray | None, Sequence[str]]], classes: tuple[str, ...]
 ) -> Figure:
-    """Photographs under their named masks, four in a line, to see whether masks and classes mean what is in the image.
+    """Photographs with masks and class names over them, four in a row, to check that masks and classes fit the images.
 
     Args:
         samples: for each image its id, the photograph (uint8 (H, W, 3)), the mask (uint8 (H, W)) or None, and the
@@ -191,7 +191,7 @@ def data_sheet(
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A photograph with its mask over it: uint8 (H, W, 3). Background stays as it is, 255 becomes white.
+    """A photograph with its mask over it: uint8 (H, W, 3). Background pixels do not change; 255 is tinted white.
 
     Args:
         image: uint8 (H, W, 3).
@@ -204,7 +204,7 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def named_overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """`overlay` with the name of each foreground class where the mask has it: uint8 (H, W, 3).
+    """`overlay` with each foreground class's name written on its pixels: uint8 (H, W, 3).
 
     Args:
         image: uint8 (H, W, 3).
@@ -219,7 +219,7 @@ def named_overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -
         if 0 < value < len(classes):
             y, x = _middle(mask == value)
             left, top, right, bottom = draw.textbbox((0, 0), classes[value], font, anchor="mm", stroke_width=1)
-            # The whole name is to be seen, if it fits.
+            # Move the name into the picture, if it fits there.
             x = min(max(x, -int(left)), max(picture.width - int(right), -int(left)))
             y = min(max(y, -int(top)), max(picture.height - int(bottom), -int(top)))
             draw.text((x, y), classes[value], "white", font, anchor="mm", stroke_width=1, stroke_fill="black")
@@ -227,7 +227,7 @@ def named_overlay(image: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -
 
 
 def _middle(region: np.ndarray) -> tuple[int, int]:
-    """The (y, x) of the region's pixel that is nearest to the middle of all its pixels."""
+    """The pixel (y, x) of a region that is nearest to the region's centre."""
     ys, xs = np.nonzero(region)
     nearest = np.argmin((ys - ys.mean()) ** 2 + (xs - xs.mean()) ** 2)
     return int(ys[nearest]), int(xs[nearest])
@@ -245,7 +245,7 @@ def _mask(column: str) -> Callable[[Row], np.ndarray | None]:
 
 
 def _gain(column: str, other: str) -> Callable[[Row], np.ndarray | None]:
-    """Green where `column` alone is right, red where `other` alone is, grey where both are wrong in two ways."""
+    """Green where only `column` is correct, red where only `other` is, grey where both are wrong and differ."""
 
     def draw(row: Row) -> np.ndarray | None:
         if row["truth"] is None:
@@ -275,7 +275,7 @@ def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...], show_d
             axis.set(xticks=[], yticks=[])
             picture = draw(row)
             if picture is not None:
-                # Difference maps have the network's square shape: stretched to the image's.
+                # Difference maps are square; `extent` stretches them to the image's shape.
                 axis.imshow(picture, cmap="inferno", vmin=0, vmax=1, extent=(0, width, height, 0))
             if number == 0:
                 axis.set_title(title, fontsize=9)
@@ -292,10 +292,10 @@ def _grid(rows: list[Row], panels: list[Panel], classes: tuple[str, ...], show_d
     columns = min(10, max(1, len(handles)))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a `$` in a name is no formula
+        text.set_parse_math(False)  # a `$` in a name does not begin a formula
     return figure
 
 
 def _label(name: str) -> str:
-    """A name as a label: matplotlib leaves those out of a legend that begin with an underscore."""
+    """The name as a legend's label. matplotlib leaves out a label that begins with `_`, so a space is put before it."""
     return f" {name}" if name.startswith("_") else name

@@ -17,14 +17,14 @@ from ssdd.reports.scores import GATED, NOT_COMPARABLE, STAGES, Scores, differenc
 
 _TITLES = {
     "train": "Masks of the training images",
-    GATED: "Networks on training images, of the classes that the labels allow",
-    "dynamic1": "Dynamic stage, module 1: the network's masks, their CRF, and what DD-Net takes of both",
-    "dynamic2": "Dynamic stage, module 2: m^D0, m^D1, and what DD-Net takes of both",
+    GATED: "Networks on the training images, with the classes of each image's labels only",
+    "dynamic1": "Dynamic stage, module 1: the network's masks, their CRF masks, and the refined masks m^D1",
+    "dynamic2": "Dynamic stage, module 2: m^D0, m^D1, and the refined masks m^D2",
 }
 
 
 class Number(NamedTuple):
-    """A value and how it is shown; the page holds both."""
+    """A value and the format in which it is shown; the page has the exact value, too."""
 
     value: float
     form: str = ".1f"
@@ -46,26 +46,26 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """An artifact that the scores follow from."""
+    """An artifact that the scores depend on."""
 
     name: str
     artifact: str
     """The name of its folder."""
-    made: str
-    """Whether this job made it."""
+    origin: str
+    """Text: whether this job made or reused the artifact."""
     seconds: float | None
-    """That it took to make; None where it is not stored."""
+    """How long it took to make the artifact; None if the time is not stored."""
     history: list[dict[str, float]]
-    """Of a training, see `training.worker.History`."""
+    """A training's history, see `training.worker.History`; empty for other stages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a report shows, from top to bottom."""
+    """The contents of a report, from top to bottom."""
 
     job: str
     about: str
-    """A line of place and time."""
+    """A line about the time of the report."""
     tables: list[Table]
     pictures: Mapping[str, bytes]
     """PNG files, by name."""
@@ -73,9 +73,9 @@ class Page:
     command: tuple[str, ...]
     facts: Mapping[str, str]
     changes: Mapping[str, tuple[Any, Any]]
-    """Fields that differ from the preset: value, and the preset's."""
+    """Fields that differ from the preset: the value, and the preset's value."""
     notices: Mapping[str, str]
-    """Texts about what was left out or looks wrong, by title."""
+    """Texts about left-out images and warnings, by title."""
 
 
 def render(page: Page) -> str:
@@ -93,9 +93,9 @@ def render(page: Page) -> str:
 
 
 def score_tables(scores: Scores) -> list[Table]:
-    """A table for each kind of masks, with mean IoU, foreground and classes; then what the difference offers.
+    """A table of IoUs for each kind of masks; then a table about the pixels where the two masks of a module differ.
 
-    The masks of networks on the scored list come first, for VOC's classes with the paper's rows.
+    The networks on the scored list come first. For VOC's classes, their table also has the paper's rows.
     """
     kinds: dict[str, dict[str, float]] = {}
     for name, value in scores.mean.items():
@@ -112,7 +112,7 @@ def score_tables(scores: Scores) -> list[Table]:
             rows[name] = [Number(mean), _number(foreground, ".2f"), *(_number(values.get(c)) for c in classes)]
         papers = {} if base in _TITLES else papers_rows(classes)
         rows |= {name: [_number(mean_known(iou)), None, *map(_number, iou)] for name, iou in papers.items()}
-        note = f"Table 1 of the paper is of {NOT_COMPARABLE}." if papers else ""
+        note = f"Table 1 of the paper is for {NOT_COMPARABLE}." if papers else ""
         head = _TITLES.get(base, f"Networks on the list {base}")
         title = f"{round_}: {head}" if round_ else head
         out.append(Table(title, ("mean IoU (%)", "foreground / truth", *classes), rows, note))
@@ -127,12 +127,12 @@ def score_tables(scores: Scores) -> list[Table]:
 
 def _precondition(difference: Mapping[str, float]) -> str:
     """Whether sec. 3.2's precondition holds, stage by stage."""
-    told = [
+    answers = [
         f"{title} {'yes' if difference[f'{stage}.advice_true'] > difference[f'{stage}.advice_false'] else 'no'}"
         for stage, title in STAGES.items()
         if f"{stage}.advice_true" in difference
     ]
-    return f"Is |S^A,T| larger than |S^A,F|, as the paper supposes (sec. 3.2)? {', '.join(told)}."
+    return f"Is |S^A,T| larger than |S^A,F|, as the paper assumes (sec. 3.2)? {', '.join(answers)}."
 
 
 def _number(value: float | None, form: str = ".1f") -> Number | None:
@@ -160,7 +160,7 @@ def duration(seconds: float | None) -> str:
 _CAPTIONS = {
     "refinement": "Static refinement of training images, as in Fig. 7 of the paper",
     "predictions": "Masks of the networks, as in Fig. 8 of the paper",
-    "reliability": "Reliability of the difference maps d: how often the masks differ where DD-Net says d",
+    "reliability": "Reliability of the difference maps d: how often the masks differ where DD-Net's probability is d",
 }
 
 
@@ -191,9 +191,10 @@ _PANELS = {"loss": "losses", "lr": "learning rate", "iou": "mean IoU (%)"}
 def _svg(lines: dict[str, tuple[list[float], list[float]]], label: str) -> Markup:
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ssdd", "font.size": 9}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figures.curves(lines).savefig(stream, format="svg", metadata=nothing, transparent=True)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figures.curves(lines).savefig(stream, format="svg", metadata=no_metadata, transparent=True)
     drawn = stream.getvalue().partition("<svg")[2]
-    # A page has several of them: their parts are numbered alike. Ids that are referred to are hashes.
+    # Numbered ids, such as `line2d_1`, are the same in all SVGs of a page, so they are removed. Nothing refers to them:
+    # ids that something refers to are hashes.
     drawn = re.sub(r' id="[\w.]+_\d+"', "", drawn)
     return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(drawn)

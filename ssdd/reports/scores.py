@@ -1,4 +1,4 @@
-"""Mean and per-class IoU: as tables for the terminal, beside the paper's own figures, and as metrics.json."""
+"""Mean and per-class IoU: as tables for the terminal, next to the paper's results, and as metrics.json."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from ssdd.data.class_names import VOC_CLASSES
 from ssdd.storage.artifacts import write_text
 from ssdd.storage.paths import AnyPath
 
-# Table 1: mean IoU (%) on the whole official val set, after the CRF, trained on all 10,582 images.
+# Table 1: IoU (%) of background and each class on the whole official val set, after the CRF; 10,582 training images.
 TABLE_1: dict[str, tuple[float, ...]] = {
     "PSA, Table 1": (
         *(88.2, 68.2, 30.6, 81.1, 49.6, 61.0, 77.8, 66.1, 75.1, 29.0, 66.0),
@@ -23,7 +23,7 @@ TABLE_1: dict[str, tuple[float, ...]] = {
 
 
 GATED = "gated"
-"""Prefix of the scores of networks on training images, where the labels say which classes an image can have."""
+"""Prefix of the networks' scores on training images, where a mask can only have the classes of the image's labels."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Scores:
     mean: dict[str, float]
     per_class: dict[str, dict[str, float | None]]
     difference: dict[str, float] = field(default_factory=dict)
-    """What the difference of two masks offers, see `diagnostics.DifferenceReport.metrics`, by name and stage: `train.*`
-    for knowledge and advice, at the images' size; `dynamic1.*` and `dynamic2.*` for the two modules of the dynamic
-    stage, at the masks' resolution."""
+    """Measures of where two masks differ, see `diagnostics.DifferenceReport.metrics`. Named STAGE.NAME: `train.*` for
+    knowledge and advice, at the images' size; `dynamic1.*` and `dynamic2.*` for the two masks of either module of the
+    dynamic stage, at the masks' resolution."""
     foreground: dict[str, float] = field(default_factory=dict)
-    """Foreground pixels of the masks over the truth's, by the names of `mean`."""
+    """Foreground pixels of the masks divided by those of the true masks; the names are the same as in `mean`."""
 
     def __or__(self, other: "Scores") -> "Scores":
         return Scores(
@@ -48,7 +48,7 @@ class Scores:
         )
 
     def flat(self) -> dict[str, float]:
-        """Everything but the classes under one name each, for MLflow."""
+        """All scores except `per_class` in one dictionary, for MLflow."""
         out = dict(self.mean)
         for kind, values in (("difference", self.difference), ("foreground", self.foreground)):
             out |= {f"{kind}.{name}": value for name, value in values.items()}
@@ -56,7 +56,7 @@ class Scores:
 
 
 def table_lines(scores: Scores) -> list[str]:
-    """IoU of each class, mean IoUs, and what the difference offers, as lines for the terminal."""
+    """IoU of each class, mean IoUs, and the metrics of the difference, as lines for the terminal."""
     if not scores.mean:
         return ["no true masks with a foreground class: nothing to score"]
     other = ("train.", f"{GATED}.", *(f"{stage}." for stage in STAGES))
@@ -65,9 +65,9 @@ def table_lines(scores: Scores) -> list[str]:
 
 
 def mean_lines(scores: Scores) -> list[str]:
-    """Mean IoUs, each with its foreground over the truth's where that is known."""
+    """Mean IoUs as lines, each with its `foreground` if that is known."""
     width = max(map(len, scores.mean))
-    lines = ["mean IoU (%)" + ", and foreground pixels over the truth's" * bool(scores.foreground)]
+    lines = ["mean IoU (%)" + ", and foreground pixels / true foreground pixels" * bool(scores.foreground)]
     for name, value in scores.mean.items():
         ratio = f"  {scores.foreground[name]:5.2f}" if name in scores.foreground else ""
         lines.append(f"  {name:<{width}}  {value:5.1f}{ratio}")
@@ -80,7 +80,7 @@ _DIFFERENCE = {
     "advice_true": ("advice is true there (%), |S^A,T|", ".0f"),
     "advice_false": ("advice is false there (%), |S^A,F|", ".0f"),
     "knowledge_true": ("knowledge is true there (%)", ".0f"),
-    "oracle": ("mean IoU (%) of choosing by the truth", ".1f"),
+    "oracle": ("mean IoU (%) of the oracle's choice", ".1f"),
     "auc_knowledge": ("AUC of d^K for true advice", ".2f"),
     "auc_gap": ("AUC of d^K - d^A for true advice", ".2f"),
     "gap_low": ("d^K - d^A, 5th percentile", ".2f"),
@@ -89,7 +89,7 @@ _DIFFERENCE = {
 
 
 class DifferenceRow(NamedTuple):
-    """A figure of the difference of two masks in each stage where it was measured; None where it cannot be said."""
+    """A metric of the difference of two masks, with a value for each measured stage; None where it is not defined."""
 
     title: str
     form: str
@@ -97,7 +97,7 @@ class DifferenceRow(NamedTuple):
 
 
 def difference_table(difference: Mapping[str, float]) -> tuple[list[str], list[DifferenceRow]]:
-    """What the difference of two masks offers: names of the stages that were measured, and a row for each figure."""
+    """The metrics of the difference of two masks: titles of the measured stages, and a row for each metric."""
     stages = [stage for stage in STAGES if f"{stage}.differing" in difference]
     rows = [
         DifferenceRow(title, form, [difference.get(f"{stage}.{name}") for stage in stages])
@@ -125,10 +125,10 @@ def collapsed(per_class: Mapping[str, float | None], classes: Sequence[str]) -> 
 
 
 def per_class_lines(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """IoU (%) of each class, a row a model and its mean at the end; for VOC's classes with the paper's rows below.
+    """IoU (%) of each class, one row per model, with the mean at the end; for VOC's classes the paper's rows follow.
 
     Args:
-        rows: name of the row -> class -> IoU in percent, None where neither truth nor mask has the class.
+        rows: name of the row -> class -> IoU in percent, None if neither masks nor true masks have the class.
     """
     if not rows:
         return []
@@ -154,9 +154,9 @@ def papers_rows(classes: Sequence[str]) -> dict[str, list[float | None]]:
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are known; None where none is."""
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
+    """The mean of the values that are not None; None if there are none."""
+    numbers = [v for v in values if v is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _cell(value: float | None) -> str:
@@ -164,7 +164,7 @@ def _cell(value: float | None) -> str:
 
 
 def write_scores(path: AnyPath, scores: Scores) -> None:
-    """Mean IoUs by name in percent, and beside them `per_class`, `difference` and `foreground`, see `Scores`."""
+    """Write JSON with the mean IoUs (%) by name, and with `per_class`, `difference` and `foreground`, see `Scores`."""
     record = {
         **scores.mean,
         "per_class": scores.per_class,
@@ -175,7 +175,7 @@ def write_scores(path: AnyPath, scores: Scores) -> None:
 
 
 def read_scores(path: AnyPath) -> Scores:
-    """The inverse of `write_scores`."""
+    """Read a file that `write_scores` wrote."""
     record = json.loads(path.read_text())
     parts = {name: record.pop(name, {}) for name in ("per_class", "difference", "foreground")}
     return Scores(mean=record, **parts)

@@ -1,4 +1,4 @@
-"""The CRF of a training step on the pool of Ray CPU actors, beside the network."""
+"""Computes the CRF of a training step on the pool of Ray CPU actors, while this process runs the network."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +15,7 @@ from ssdd.runtime.crf_pool import CRFPool, Request
 
 @dataclass(frozen=True)
 class ActorCRF:
-    """pydensecrf on a pool of Ray CPU actors, which work while this process goes on."""
+    """pydensecrf on a pool of Ray CPU actors; this process waits for them only when it needs the masks."""
 
     params: CRFParams
     pool: CRFPool
@@ -25,9 +25,9 @@ class ActorCRF:
         return self.send(copied(images, logits, presence), logits.device)
 
     def send(self, inputs: Callable[[], Inputs], device: torch.device) -> Masks:
-        """Ask for the masks of what `copied` returned."""
-        # On a GPU the inputs come when it has computed them. A thread waits for that and sends them off, so that this
-        # one can go on giving the GPU work.
+        """Request the masks; `inputs` is the function that `copied` returned."""
+        # The GPU may still be computing the inputs. Another thread waits for them and sends the request, so that this
+        # thread can give the GPU more work.
         sent: Future[Request] = _sender().submit(lambda: self.pool.request(*inputs(), self.params))
         return Later(device, lambda: sent.result().masks())
 

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster or starting a local one, and what is asked of it."""
+"""Connects to a Ray cluster or starts a local Ray, and asks it for its nodes and resources."""
 
 import errno
 import logging
@@ -22,13 +22,13 @@ from ssdd.storage.paths import AnyPath, RemotePath
 
 
 def nodes() -> list[Node]:
-    """The nodes that live and have at least one CPU."""
-    found = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return [Node(i, r["CPU"], r.get("GPU", 0)) for i, r in found if r.get("CPU", 0) >= 1]
+    """The nodes that are alive and have at least one CPU."""
+    alive = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [Node(i, r["CPU"], r.get("GPU", 0)) for i, r in alive if r.get("CPU", 0) >= 1]
 
 
 def off_gpus() -> dict[str, Any]:
-    """Options of tasks and actors that need no GPU: nodes without GPUs first, then any."""
+    """Ray options for tasks and actors that need no GPU: they run on nodes without GPUs if possible, else on any."""
     with_gpus = [node.node_id for node in nodes() if node.gpus > 0]
     if not with_gpus:
         return {}
@@ -39,10 +39,10 @@ def off_gpus() -> dict[str, Any]:
 
 
 def remaining(plan: Plan) -> Plan:
-    """The plan with as many training workers as the cluster still has room for, after some of it was lost.
+    """The plan, with fewer training workers if the cluster has lost nodes and has no room for all of them.
 
     Raises:
-        ResourceError: no worker has room.
+        ResourceError: the cluster has no room for even one worker.
     """
     alive = nodes()
     if plan.use_gpu:
@@ -50,19 +50,23 @@ def remaining(plan: Plan) -> Plan:
     else:
         room = int(sum(node.cpus for node in alive) / plan.unit + 1e-6) - plan.data_tasks
     if room < 1:
-        raise ResourceError("no node is left for a training worker; the same command goes on when there are some")
+        raise ResourceError(
+            "the cluster has no room left for a training worker; add nodes and give the same command again, which "
+            "continues the training"
+        )
     return replace(plan, workers=min(plan.workers, room))
 
 
 def connect(config: Config, trains: bool = True) -> Plan:
-    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start a local Ray; plan its use.
+    """Connect to the cluster that RAY_ADDRESS names or that runs on this machine, else start a local Ray; make a plan.
 
     Args:
-        config: the size of a local Ray, workers, GPUs.
-        trains: whether there are to be no more workers than the smallest batch of its trainings has images.
+        config: its `num_cpus`, `workers` and `gpus` are used.
+        trains: whether the job trains. If it does, the plan has at most as many workers as the smallest training batch
+            has images.
 
     Raises:
-        ResourceError: the cluster cannot give what the configuration asks for.
+        ResourceError: the cluster cannot provide what the configuration asks for.
     """
     environment.set_defaults()
     options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
@@ -73,12 +77,12 @@ def connect(config: Config, trains: bool = True) -> Plan:
         if address == "local":
             _start_local(config.num_cpus, options)
         else:
-            # By its address alone, Ray would not look for the token of the cluster that was started here.
+            # For a cluster on this machine, Ray finds the token if it gets "auto", but not if it gets the address.
             _init(named or "auto", address, **options)
     if config.num_cpus is not None and ray.cluster_resources().get("CPU", 0) != config.num_cpus:
         raise ResourceError(
-            f"--num-cpus {config.num_cpus} is for a local Ray, but this runs on a cluster with "
-            f"{ray.cluster_resources().get('CPU', 0):g} CPUs; leave it out"
+            f"--num-cpus {config.num_cpus} is only for a local Ray, but this job runs on a cluster with "
+            f"{ray.cluster_resources().get('CPU', 0):g} CPUs; leave --num-cpus out"
         )
     quiet()
     _wait_for_a_node()
@@ -91,7 +95,10 @@ def connect(config: Config, trains: bool = True) -> Plan:
     trainings = (config.seeds.classifier, config.seeds.affinity, config.static.train, config.dynamic.train)
     smallest = min(train.batch_size for train in trainings)
     if plan.workers > smallest and config.workers is not None:
-        raise ResourceError(f"--workers {config.workers} is more than the smallest batch has images ({smallest})")
+        raise ResourceError(
+            f"--workers {config.workers}, but the smallest training batch has {smallest} images; ask for at most "
+            f"{smallest} workers"
+        )
     return plan if plan.workers <= smallest else make_plan(cpus, gpus, count, smallest, config.gpus)
 
 
@@ -99,7 +106,7 @@ def _start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
     """Start a local Ray.
 
     Raises:
-        ResourceError: it could be reached from other machines.
+        ResourceError: other machines could reach the local Ray.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -108,21 +115,21 @@ def _start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
     if not on_loopback():
         ray.shutdown()
         raise ResourceError(
-            "the local Ray that was started could be reached from other machines: import ssdd.runtime.environment "
-            "before ray, and leave RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER unset"
+            "other machines could reach the local Ray, so it was stopped: import ssdd.runtime.environment before ray, "
+            "and leave RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER unset"
         )
 
 
-def _init(asked: str, address: str, **options: Any) -> None:
-    """`ray.init`. ResourceError with the cause and what helps, whatever it raises but that the disk is full.
+def _init(argument: str, address: str, **options: Any) -> None:
+    """Call `ray.init`; turn its errors, except that of a full disk, into a ResourceError with the cause and a remedy.
 
     Args:
-        asked: what Ray is given.
-        address: of the cluster that this means; `local` for a Ray that is started.
-        options: of `ray.init`.
+        argument: the `address` argument of `ray.init`, for example `auto`.
+        address: the address of that cluster; `local` if a local Ray is to start.
+        options: other arguments of `ray.init`.
     """
     try:
-        ray.init(asked, **options)
+        ray.init(argument, **options)
     except Exception as error:
         if disk_is_full(error):
             raise
@@ -131,11 +138,11 @@ def _init(asked: str, address: str, **options: Any) -> None:
 
 
 def remedy(error: Exception, address: str) -> str:
-    """What helps against an error of `ray.init`.
+    """What the user can do about an error of `ray.init`.
 
     Args:
-        error: that it raised.
-        address: of the cluster that was to be joined; `local` for a Ray that is started.
+        error: the error that `ray.init` raised.
+        address: the address of the cluster; `local` if a local Ray was to start.
     """
     text = str(error)
     if "Version mismatch" in text:
@@ -145,50 +152,51 @@ def remedy(error: Exception, address: str) -> str:
     asks_for_token = address != "local" and _gcs_status(address) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
     if isinstance(error, AuthenticationError) or asks_for_token:
         return (
-            "the cluster asks for its token: set RAY_AUTH_MODE=token, and in RAY_AUTH_TOKEN what the head node has in "
-            "~/.ray/auth_token (or in RAY_AUTH_TOKEN_PATH a file with it)"
+            "the cluster asks for its token: set RAY_AUTH_MODE=token, and set RAY_AUTH_TOKEN to the content of "
+            "~/.ray/auth_token on the head node (or RAY_AUTH_TOKEN_PATH to a copy of that file)"
         )
     if "AF_UNIX path" in text:
-        return "set RAY_TMPDIR to a short path, /tmp say: the paths of Ray's sockets have at most 107 bytes"
+        return "set RAY_TMPDIR to a short path such as /tmp: the paths of Ray's sockets can have at most 107 bytes"
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         if Path(str(error.filename)).is_relative_to(Path.home() / ".ray"):
-            return "set HOME to a folder that can be written: Ray keeps its token there, in .ray"
-        return "set RAY_TMPDIR to a folder that can be written, with a short path: /tmp/ray belongs to another user"
+            return "set HOME to a folder that you can write to: Ray keeps its token in the subfolder .ray"
+        return "set RAY_TMPDIR to a folder with a short path that you can write to: /tmp/ray belongs to another user"
     if address != "local":
-        return "see that it runs (`ray status` on its head node), or unset RAY_ADDRESS for a local Ray"
+        return "check that the cluster runs (`ray status` on its head node), or unset RAY_ADDRESS for a local Ray"
     return (
-        "see the logs in /tmp/ray/session_latest/logs (or below RAY_TMPDIR), or name a running cluster in RAY_ADDRESS"
+        "read the logs in /tmp/ray/session_latest/logs (or below RAY_TMPDIR), or set RAY_ADDRESS to a running cluster"
     )
 
 
 def on_loopback() -> bool:
-    """Whether the cluster is a local Ray, which only this machine reaches."""
+    """Whether the cluster is a local Ray that only this machine can reach."""
     return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} == {"127.0.0.1"}
 
 
 def storage(folder: AnyPath) -> dict[str, Any]:
-    """Where Ray Train and Ray Tune keep their files, for a RunConfig."""
-    if isinstance(folder, RemotePath):  # not as a URL, in which some keys would mean something else
+    """Options of a RunConfig that make Ray Train and Ray Tune keep their files in a folder."""
+    if isinstance(folder, RemotePath):  # not a URL, in which characters of the key could have another meaning
         return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
     return {"storage_path": str(folder)}
 
 
 def find_cluster() -> str:
-    """Address of the cluster that RAY_ADDRESS names, else of the one that was started here; `local` where none runs.
+    """The address of the cluster that RAY_ADDRESS names, else of one that runs on this machine; `local` if none runs.
 
-    Ray itself would try for many minutes to reach a cluster that is gone, and a killed one leaves its address behind.
+    Ray itself would try for many minutes to reach a cluster that has ended, and a killed cluster leaves its address in
+    a file.
 
     Raises:
-        ResourceError: no head of a cluster answers where RAY_ADDRESS says.
+        ResourceError: no cluster's head node answers at RAY_ADDRESS.
     """
     named = environment.ray_address()
     if named == "local":
         return named
     if named and named.startswith(("http://", "https://")):
         raise ResourceError(
-            f"RAY_ADDRESS={named}: this is the address of a dashboard, to which `ray job submit` sends jobs; a script "
-            "that runs here needs HOST:PORT of the head node, as `ray start --head` prints it (port 6379), or no "
-            "RAY_ADDRESS for a local Ray"
+            f"RAY_ADDRESS={named}: this is the address of a dashboard, to which `ray job submit` sends jobs; for a "
+            "script that runs here, set RAY_ADDRESS to the head node's HOST:PORT that `ray start --head` printed (port "
+            "6379), or unset it for a local Ray"
         )
     address = named or _address_left_behind()
     host, _, port = address.rpartition("://")[2].rpartition(":")
@@ -196,28 +204,28 @@ def find_cluster() -> str:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
         status = _gcs_status(address)
         if status not in ("OK", "UNAUTHENTICATED", "PERMISSION_DENIED"):
-            raise OSError(f"what listens there is no head of a cluster, it says {status}")
+            raise OSError(f"the program that listens there is not a Ray head node: gRPC status {status}")
         return address
     except (OSError, ValueError) as error:
         if named:
             raise ResourceError(
-                f"RAY_ADDRESS={named}: no Ray cluster answers there ({error}); give the address that `ray start "
-                "--head` printed (port 6379), start one, or unset RAY_ADDRESS for a local Ray"
+                f"RAY_ADDRESS={named}: no Ray cluster answers there ({error}); set RAY_ADDRESS to the address that "
+                "`ray start --head` printed (port 6379), start a cluster, or unset RAY_ADDRESS for a local Ray"
             ) from error
         return "local"
 
 
 def _gcs_status(address: str) -> str:
-    """`ray_internals.gcs_status`; OK for addresses that cannot be asked like this, of Ray's client and with TLS."""
+    """`ray_internals.gcs_status`, but always OK for `ray://` addresses and with TLS, where that check would fail."""
     if "://" in address or os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return "OK"
     return gcs_status(address)
 
 
 def _address_left_behind() -> str:
-    """The address that `ray start` has written down on this machine, in a file that `ray.init`'s documentation names.
+    """The address in the file that `ray start` wrote on this machine; empty if there is no such file.
 
-    It stays there when that Ray ends. Empty where there is none.
+    The documentation of `ray.init` names the file. The file stays when that Ray ends.
     """
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
@@ -227,25 +235,29 @@ def _address_left_behind() -> str:
 
 
 def _wait_for_a_node(patience: float = 300) -> None:
-    """A cluster may begin with a head that does no work."""
+    """Wait until the cluster has a CPU: a cluster may begin with only a head node, which offers none."""
     deadline = time.monotonic() + patience
     while ray.cluster_resources().get("CPU", 0) < 1 and time.monotonic() < deadline:
         time.sleep(2)
 
 
 def _wait_until_free(cpus: float, patience: float = 45) -> None:
-    """Two jobs that each plan with the whole cluster would wait for each other for ever."""
+    """Wait until all CPUs are free: two jobs that each plan with the whole cluster would wait for each other for ever.
+
+    Raises:
+        ResourceError: other jobs still hold CPUs after `patience` seconds.
+    """
     deadline = time.monotonic() + patience
     while (free := ray.available_resources().get("CPU", 0)) < cpus - 1e-3:
         if time.monotonic() > deadline:
             raise ResourceError(
-                f"other work holds {cpus - free:g} of the cluster's {cpus:g} CPUs; start this job when it has ended"
+                f"other jobs hold {cpus - free:g} of the cluster's {cpus:g} CPUs; start this job when they have ended"
             )
         time.sleep(0.5)
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress lines, and the cores to the work; errors still show."""
+    """Turn off Ray's output except errors, and make Ray Data's scheduling loop use less CPU time (`Breather`)."""
     context = ray.data.DataContext.get_current()
     callbacks: list[type] = context.custom_execution_callback_classes  # type: ignore[assignment]
     if Breather not in callbacks:

@@ -1,7 +1,8 @@
-"""Ends a job whose processes die again and again on the same images, which Ray would start anew for ever.
+"""Ends a job if its processes die again and again on the same images; Ray would restart them for ever.
 
-A process notes on its machine's disk which images it works on, and removes the note when it is done. A process that is
-killed or crashes leaves its note behind, and the one that gets the same work next finds it. Imports no torch.
+A process writes a note to its machine's disk when it begins to work on some images, and removes the note when it has
+finished. If it is killed or crashes, the note stays, and the next process that works on the same images finds it. This
+module imports no torch.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 MOST_DEATHS = 3
-"""Of processes on the same images. On a cluster each machine counts for itself."""
+"""The job ends after this many processes have died on the same images. Each machine of a cluster counts its own."""
 
 
 class CrashError(RuntimeError):
@@ -25,20 +26,20 @@ class CrashError(RuntimeError):
         super().__init__(self.images)
 
     def __reduce__(self) -> tuple[type["CrashError"], tuple[tuple[str, ...]]]:
-        return CrashError, (self.images,)  # Ray Data adds something to `args`
+        return CrashError, (self.images,)  # not `args`, to which Ray Data adds something
 
     def __str__(self) -> str:
         return (
-            f"{MOST_DEATHS} processes died while they worked on {', '.join(self.images)}: either the memory does not "
-            "suffice (shrink the images, lower --max-pixels or the batch of inference, or run fewer processes at once "
-            "with --num-cpus), or a library crashes on them (leave them out)"
+            f"{MOST_DEATHS} processes died while they worked on {', '.join(self.images)}: either there is too little "
+            "memory (shrink the images, lower --max-pixels or the batch size of inference, or run fewer processes at "
+            "once with a lower --num-cpus), or a library crashes on these images (leave them out)"
         )
 
 
 def new_work() -> str:
-    """A name for one pipeline or request; deaths count within it alone, so that what stops another does not count.
+    """A new name for the work of one pipeline. Deaths are counted for each name separately.
 
-    Notes of processes that were stopped with their job are removed after a day.
+    The function also removes notes older than a day: processes that were stopped with their job leave them.
     """
     with contextlib.suppress(OSError):
         for note in _folder().iterdir():
@@ -49,16 +50,16 @@ def new_work() -> str:
 
 @contextlib.contextmanager
 def noted(work: str, key: str, images: Callable[[], Sequence[str]]) -> Iterator[None]:
-    """Note for as long as the block lasts that this process works on some images.
+    """While the block runs, keep a note that this process works on some images.
 
     Args:
-        work: the pipeline or request, see `new_work`.
-        key: tells these images from others of the same work; the same when they are tried again. No two processes
-            work with the same key at the same time.
-        images: gives their ids, for the error.
+        work: the name of the work: that of a pipeline (`new_work`), or another name that no other work has.
+        key: identifies the images within the work, and is the same when they are retried. Two processes must not use
+            the same key of a work at the same time.
+        images: returns the ids of the images, for the error message.
 
     Raises:
-        CrashError: `MOST_DEATHS` processes of this machine have died in such a block.
+        CrashError: `MOST_DEATHS` processes of this machine have died in a block with the same work and key.
     """
     path = _folder() / f"{work}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
@@ -68,7 +69,7 @@ def noted(work: str, key: str, images: Callable[[], Sequence[str]]) -> Iterator[
             deaths = len(note.read().splitlines())
             if deaths < MOST_DEATHS:
                 note.write(f"{os.getpid()}\n")
-    except OSError:  # a full disk: then nothing is counted
+    except OSError:  # on a full disk, for example, deaths are not counted
         deaths = 0
     if deaths >= MOST_DEATHS:
         raise CrashError(images())

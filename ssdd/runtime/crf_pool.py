@@ -14,19 +14,20 @@ from ssdd.crf import CRFParams, crf_masks
 from ssdd.runtime.crashes import noted
 
 SHARE = 96 * 96
-"""Pixels that are worth a call: their CRF takes five to ten times what the call costs."""
+"""The fewest pixels that are worth a call: their CRF takes five to ten times as long as the call itself."""
 
 
 def pack(image: np.ndarray, probs: np.ndarray, labels: np.ndarray) -> bytes:
-    """One image's arguments of `crf_masks`.
+    """One image's arguments of `crf_masks` as bytes.
 
-    Ray sends bytes faster than arrays, and those of an image of 112 x 112 within the call, without the object store.
+    Ray sends bytes faster than arrays. The bytes of a 112 x 112 image are few enough that Ray sends them within the
+    call, without the object store.
     """
     return b"".join((bytes([len(labels)]), labels.tobytes(), image.tobytes(), probs.astype(np.float16).tobytes()))
 
 
 def unpack(packed: bytes, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What `pack` got: image, probabilities, labels."""
+    """The inverse of `pack`: image, probabilities, labels."""
     count, pixels = packed[0], height * width
     labels = np.frombuffer(packed, np.uint8, count, 1)
     image = np.frombuffer(packed, np.uint8, 3 * pixels, 1 + count).reshape(height, width, 3)
@@ -37,10 +38,10 @@ def unpack(packed: bytes, height: int, width: int) -> tuple[np.ndarray, np.ndarr
 @ray.remote
 class _CRFActor:
     def refine(self, params: CRFParams, height: int, width: int, share: str, *packed: bytes) -> bytes:
-        """Masks of some images; `share` names the call, and stays the same where it is tried again.
+        """The bytes of some images' masks. `share` identifies the call, and is the same when Ray retries the call.
 
         Raises:
-            CrashError: processes die on these images again and again; it cannot name them.
+            CrashError: several processes died on these images; this actor does not know the image ids.
         """
         with noted(share, "", lambda: ["images of this step"]):
             images, probs, labels = zip(*(unpack(image, height, width) for image in packed), strict=True)
@@ -51,13 +52,13 @@ class _CRFActor:
 
 
 class Loads:
-    """How many images of this process each actor has before it; one that is near goes before one that is not."""
+    """The number of this process's images in each actor's queue; of equal queues, those on this node are preferred."""
 
     def __init__(self, near: Iterable[int], far: Iterable[int]):
         self.open = dict.fromkeys([*near, *far], 0)
 
     def take(self, images: int, together: int = 1) -> Counter[int]:
-        """How many of some images each actor gets: `together` at a time go to the one with the fewest before it."""
+        """Give `together` images at a time to the actor with the shortest queue; return the number for each actor."""
         taken = Counter[int]()
         while images:
             actor, count = min(self.open, key=self.open.__getitem__), min(together, images)
@@ -72,27 +73,27 @@ class Loads:
 
 @dataclass(frozen=True)
 class Request:
-    """Masks that the actors compute."""
+    """Masks that the actors are computing."""
 
     shares: list[ray.ObjectRef]
-    """For each actor that works on it, the masks of some images, one group after the other."""
+    """The results of the actors' calls: each has the masks of some images, in the order of the request."""
     height: int
     width: int
 
     def masks(self) -> np.ndarray:
-        """Wait for them: uint8 (N, H, W)."""
-        found = bytearray().join(ray.get(self.shares))  # writable, as torch wants it
-        return np.frombuffer(found, np.uint8).reshape(-1, self.height, self.width)
+        """Wait for the masks: uint8 (N, H, W)."""
+        labels = bytearray().join(ray.get(self.shares))  # writable memory, as torch needs it
+        return np.frombuffer(labels, np.uint8).reshape(-1, self.height, self.width)
 
 
 class CRFPool:
-    """Actors all over the cluster, CPU nodes included. It can be sent to a training worker."""
+    """CRF actors on any nodes of the cluster, CPU nodes included. The pool can be sent to a training worker."""
 
     def __init__(self, nodes: Iterable[str], num_cpus: float, environment: dict[str, Any] | None = None):
-        """Start an actor on each of some nodes, or, where one has no room or is lost, on another one."""
+        """Start one actor for each entry of `nodes`: on that node or, if it has no room or is lost, on another node."""
         options: dict[str, Any] = dict(num_cpus=num_cpus, runtime_env=environment)
-        options |= dict(max_restarts=-1, max_task_retries=-1)  # a lost actor only costs time; `noted` has a limit
-        # DEFAULT: an actor need not fit into what a sweep's trial has reserved.
+        options |= dict(max_restarts=-1, max_task_retries=-1)  # Ray restarts a lost actor; `noted` sets the limit
+        # DEFAULT: an actor may run outside the resources that a sweep's trial has reserved.
         options |= dict(scheduling_strategy="DEFAULT", fallback_strategy=[{"label_selector": {}}])
         selectors = [{"ray.io/node-id": node} for node in nodes]
         self.actors = [_CRFActor.options(label_selector=s, **options).remote() for s in selectors]  # type: ignore[attr-defined]
@@ -102,10 +103,11 @@ class CRFPool:
     def request(
         self, images: np.ndarray, probs: list[np.ndarray], labels: list[np.ndarray], params: CRFParams
     ) -> Request:
-        """`crf_masks`, over the actors, without waiting for them."""
+        """Start `crf_masks` for some images on the actors, without waiting for the result."""
         if self._loads is None:
             here, nodes = ray.get_runtime_context().get_node_id(), ray.get([a.node.remote() for a in self.actors])
-            order = random.sample(range(len(self.actors)), len(self.actors))  # several workers share the pool
+            # In random order, because several workers share the pool.
+            order = random.sample(range(len(self.actors)), len(self.actors))
             near, far = ([i for i in order if (nodes[i] == here) is local] for local in (True, False))
             self._loads = Loads(near, far)
         if self._open:

@@ -1,4 +1,4 @@
-"""What a task of Ray raised, without Ray's report of it."""
+"""The original errors of Ray's tasks, without the error in which Ray wraps them."""
 
 from ray.exceptions import RayTaskError
 
@@ -6,18 +6,18 @@ from ssdd.storage.artifacts import DISK_FULL
 
 
 def original_error(error: Exception) -> Exception:
-    """What a task raised, instead of Ray's report of it."""
+    """The error that a task raised, without the RayTaskError around it."""
     while isinstance(error, RayTaskError):
         error = error.cause
     return error
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether that is what a process, this one or a task's, was told."""
+    """Whether the error, from this process or from a task, means that the disk is full or the quota is used up."""
     return getattr(original_error(error), "errno", None) in DISK_FULL
 
 
 def message_of(error: Exception) -> str:
-    """An error's message, without what Ray adds where a task raised it."""
+    """An error's message, without the text that Ray adds if a task raised the error."""
     cause = original_error(error)
     return str(cause).partition("\nFailed to apply UDF transform after")[0].strip() or repr(cause)

@@ -1,7 +1,7 @@
 """A trained network as an MLflow model: encoded photographs in, masks as PNG bytes out.
 
-MLflow imports this module where it loads the model, from the copy of this package in the model's folder. It needs
-neither Ray nor the other programs of a training.
+When MLflow loads the model, it imports this module from the copy of this package in the model's folder. The module
+does not need Ray or the other packages that only a training needs.
 """
 
 import logging
@@ -22,25 +22,25 @@ REQUIREMENTS = (
     *("torch", "torchvision", "timm", "safetensors", "huggingface_hub", "pydensecrf2"),
     *("numpy", "scipy", "pyarrow", "pillow", "matplotlib", "filelock"),
 )
-"""What loading and applying a network imports."""
+"""Packages that loading and applying a network imports."""
 
 
 def save(segmenter: Segmenter, folder: Path, scores: dict[str, float]) -> None:
     """Write the model's folder: weights, a copy of this package, requirements, signature and an example.
 
     Args:
-        segmenter: of a workspace.
-        folder: new.
-        scores: by name, noted in the model's metadata.
+        segmenter: a segmenter with the network of a workspace.
+        folder: a folder that does not exist yet.
+        scores: the network's scores by name, for the model's metadata.
     """
     import mlflow.pyfunc
     import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # it tells what it checks
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # hide the messages about its checks
     net = segmenter.net
-    assert isinstance(net, SegmentationNet), "a workspace's network"
+    assert isinstance(net, SegmentationNet), "the segmenter's network is not from a workspace"
     photograph, _ = drawn_scenes.render(0, "val", 0, (160, 120))
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, "data")
@@ -63,31 +63,31 @@ def save(segmenter: Segmenter, folder: Path, scores: dict[str, float]) -> None:
 
 
 def _pinned(name: str) -> str:
-    """A requirement of the version that runs here, where it is known: conda installs some under another name."""
+    """A package with its installed version, if that is known: conda installs some packages under other names."""
     running = version(name)
     return name if running is None else f"{name}=={running.partition('+')[0]}"
 
 
 def _load_pyfunc(path: str) -> "_Masks":
-    """What MLflow calls with the folder of the data."""
+    """MLflow calls this with the folder of the model's data, and uses the result as the model."""
     return _Masks(ssdd.load(Path(path, NETWORK)))
 
 
 class _Masks:
-    """What `mlflow.pyfunc.load_model` applies."""
+    """The model whose `predict` MLflow calls after `mlflow.pyfunc.load_model`."""
 
     def __init__(self, segmenter: Segmenter):
         self.segmenter = segmenter
 
     def predict(self, table: Any, params: dict[str, Any] | None = None) -> Any:
-        """Masks, palette PNGs, of a table of photographs.
+        """The masks of a table of photographs, as palette PNGs.
 
         Args:
-            table: a pandas frame with the files' bytes in the column `image`.
-            params: `crf`: refine the masks by the CRF of the training's configuration.
+            table: a pandas DataFrame with the bytes of the image files in the column `image`.
+            params: `crf` (bool): whether to refine the masks by the CRF of the training's configuration.
 
         Returns:
-            a pandas frame with the column `mask`.
+            a pandas DataFrame with the column `mask`.
         """
         import pandas as pd
 

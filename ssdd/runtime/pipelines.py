@@ -1,6 +1,6 @@
-"""Ray Data pipelines over stage tables or files: rows through a network's actors, then through the CRF's actors.
+"""Ray Data pipelines over stage tables or files: rows go through network actors, then through CRF actors.
 
-Imports torch only where a task needs it, so that CRF actors start quickly.
+Only the tasks that need torch import it, so that CRF actors start quickly.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ Stage = Callable[[list[Row]], list[Row]]
 
 
 class Parts(Datasource):
-    """One read task for each item; `read(item)` gives its blocks."""
+    """A data source with one read task for each item; `read(item)` returns the item's blocks."""
 
     def __init__(self, items: list[Any], read: Callable[[Any], Iterable[pa.Table]]):
         super().__init__()
@@ -43,16 +43,16 @@ class Parts(Datasource):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a pipeline's rows come from; they have a column `image_id`."""
+    """The source of a pipeline's rows, which have a column `image_id`."""
 
     items: list[Any]
-    """What one task reads at a time."""
+    """Each read task reads one item."""
     read: Callable[[Any], list[pa.Table]]
-    """Gives the rows of an item."""
+    """Returns the rows of an item."""
     ids: Callable[[Any], Sequence[str]]
-    """Gives the ids of an item's images."""
+    """Returns the image ids of an item."""
     rows: int
-    """In all items together."""
+    """The number of rows of all items together."""
 
 
 def infer(
@@ -63,12 +63,12 @@ def infer(
     batch: int,
     plan: Plan,
 ) -> Iterator[Row]:
-    """Rows of tables through a network, then through the CRF pool, see `run`.
+    """Send rows of tables through a network, then through the CRF actors, see `run`.
 
     Args:
-        joined: tables with the same parts.
-        columns: to read; `image_id` comes by itself.
-        network, crf, batch, plan: as of `run`.
+        joined: tables with the same parts; their columns are joined.
+        columns: the columns to read; `image_id` is always read.
+        network, crf, batch, plan: as in `run`.
     """
     light = [Table(t.path, ()) for t in joined]
     source = Source(
@@ -83,18 +83,18 @@ def infer(
 def run(
     source: Source, network: Callable[[], Stage] | None, crf: Stage | None, batch: int, plan: Plan
 ) -> Iterator[Row]:
-    """Rows through a network, then through the CRF pool, in the order in which they finish.
+    """Send rows through a network, then through the CRF actors; yield them in the order in which they finish.
 
     Args:
-        source: of the rows.
-        network: called once in each network actor (on a GPU where the plan has them); gives the function for rows.
-            None for none.
-        crf: applied to rows in a pool of CPU actors; None for none. Should import no torch.
-        batch: rows that the network gets at once.
-        plan: resources.
+        source: the source of the rows.
+        network: called once in each network actor (on a GPU if the plan uses GPUs); returns the function that is
+            applied to rows. None for no network.
+        crf: applied to rows in a pool of CPU actors; it should not import torch. None for no CRF.
+        batch: the most rows that the network gets at once.
+        plan: the processes and their resources.
 
     Raises:
-        CrashError: processes die again and again on the same images.
+        CrashError: processes died again and again on the same images.
     """
     work = new_work()
     off_gpus = cluster.off_gpus()
@@ -105,11 +105,12 @@ def run(
         concurrency=plan.data_tasks,
         **off_gpus,
     )
-    # So that each CRF actor gets some of a few photographs.
+    # With few photographs, batches are smaller, so that each CRF actor gets some of them.
     batch = max(1, min(batch, source.rows // plan.crf_actors))
-    # Blocks of a few photographs, so that any CRF actor takes the next ones; with the default, 128 MB, it gets a part.
+    # Blocks of a few photographs, so that any free CRF actor can take the next block. With Ray's default of 128 MB, one
+    # actor would get a whole part of a table.
     stream.context.target_max_block_size = 2**18
-    stream.context.raise_original_map_exception = True  # a CrashError, not Ray's report of it
+    stream.context.raise_original_map_exception = True  # raise a CrashError itself, without Ray's error around it
     if network is not None:
         stream = stream.map_batches(
             _NetworkActor,
@@ -161,9 +162,9 @@ class _NetworkActor:
 
         if not torch.cuda.is_available():
             torch.set_num_threads(threads)
-        # An actor keeps its id when it is started again.
+        # An actor keeps its id when Ray restarts it.
         key = f"start {ray.get_runtime_context().get_actor_id()}"
-        with noted(work, key, lambda: ["no image yet: they loaded the network"]):
+        with noted(work, key, lambda: ["loading the network, before the first image"]):
             self.stage = make()
         self.work = work
 
@@ -178,7 +179,7 @@ class _CRFActor:
         self.work, self.stage = work, stage
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        for i, image_id in enumerate(rows["image_id"].to_pylist()):  # one at a time: its result leaves at once
+        for i, image_id in enumerate(rows["image_id"].to_pylist()):  # one at a time, to pass each result on at once
             with noted(self.work, image_id, lambda name=image_id: [name]):  # type: ignore[misc]
                 result = pa.Table.from_pylist(self.stage(rows.slice(i, 1).to_pylist()))
             yield result

@@ -1,4 +1,4 @@
-"""Who gets which CPU: a plan of a job's processes that can be met with 1, 2, 4 or 64 CPUs."""
+"""Plans a job's processes and their share of the CPUs, so that they fit into a cluster with 1, 2, 4 or 64 CPUs."""
 
 import math
 import os
@@ -8,16 +8,16 @@ from ssdd.runtime.environment import CPU_ENVIRONMENT, KEEP_MEMORY
 
 
 class ResourceError(RuntimeError):
-    """The cluster can never give what was asked for."""
+    """There is no usable cluster, or it cannot provide what was asked for; the message says what to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Logical resources of everything that runs at the same time.
+    """The logical resources of all processes that run at the same time.
 
-    A training or network process, the CRF actors and the data tasks each hold `unit` CPUs a process; their sum
-    never exceeds the cluster, so that nothing waits for ever. With few CPUs `unit` is a fraction, because a process
-    that waits for another one needs no core of its own.
+    Each training worker or network actor, each CRF actor and each data task holds `unit` CPUs. Their sum never exceeds
+    the cluster's CPUs, so that no process waits for ever. With few CPUs `unit` is a fraction, because a process that
+    waits for another one needs no core of its own.
     """
 
     unit: float
@@ -26,36 +26,36 @@ class Plan:
     data_tasks: int
     use_gpu: bool
     threads: int
-    """torch threads of one training or network process without a GPU."""
+    """torch threads of one training worker or network actor without a GPU."""
     gpu: float = 1
-    """GPUs of one training or network process, where `use_gpu`."""
+    """GPUs of one training worker or network actor, if `use_gpu` is true."""
 
     @property
     def network_resources(self) -> dict[str, float]:
-        """Of one training worker or network actor."""
+        """The Ray resources of one training worker or network actor."""
         return {"CPU": self.unit, "GPU": self.gpu} if self.use_gpu else {"CPU": self.unit}
 
     @property
     def network_environment(self) -> dict[str, dict[str, str]]:
-        """Ray runtime environment of the same processes."""
+        """The Ray runtime environment of training workers and network actors."""
         return {} if self.use_gpu else {"env_vars": CPU_ENVIRONMENT}
 
     @property
     def crf_environment(self) -> dict[str, dict[str, str]]:
-        """Of CRF actors."""
+        """The Ray runtime environment of CRF actors."""
         return {"env_vars": KEEP_MEMORY}
 
 
 def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu: bool | None) -> Plan:
-    """Split a cluster.
+    """Divide a cluster's CPUs and GPUs among a job's processes.
 
     Args:
-        cpus, gpus, nodes: what the cluster has.
+        cpus, gpus, nodes: the numbers of CPUs, GPUs and nodes of the cluster.
         workers: training workers; None for one per GPU or, without GPUs, two per node.
-        use_gpu: None for: where there are GPUs.
+        use_gpu: whether to use GPUs; None to use them if there are any.
 
     Raises:
-        ResourceError: the request can never be met; says what is there and what to change.
+        ResourceError: the cluster is too small; the message says what it has and what to change.
     """
     if cpus < 1:
         raise ResourceError(f"the cluster has {cpus:g} CPUs; at least 1 is needed (`ray start --num-cpus`)")
@@ -64,10 +64,10 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
     if use_gpu and gpus < 1:
         raise ResourceError(f"--gpus True, but the cluster has {gpus:g} GPUs; leave --gpus out to train on CPUs")
     whole = int(cpus)
-    on_a_node = max(1, whole // nodes)
+    cpus_of_node = max(1, whole // nodes)
     if workers is None:
-        # On CPUs two workers of a node are faster together than one with all its threads.
-        workers = int(gpus) if use_gpu else min(whole, nodes * min(2, on_a_node))
+        # On CPUs, two workers on a node are faster than one worker that uses all the node's threads.
+        workers = int(gpus) if use_gpu else min(whole, nodes * min(2, cpus_of_node))
     if use_gpu and workers > gpus:
         raise ResourceError(
             f"--workers {workers} on GPUs, but the cluster has {gpus:g} GPUs; ask for at most that many"
@@ -79,22 +79,25 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
     data_tasks = max(1, whole // 4)
     crf_actors = max(whole - workers - data_tasks, min(whole, 4))
     unit = 1 / math.ceil((workers + data_tasks + crf_actors) / whole)
-    threads = max(1, min(os.cpu_count() or 1, on_a_node) // -(-workers // nodes))
+    threads = max(1, min(os.cpu_count() or 1, cpus_of_node) // -(-workers // nodes))
     return Plan(
         unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks, use_gpu=use_gpu, threads=threads
     )
 
 
 def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, int]:
-    """A share of the plan for each of several parts of a job that work side by side, and how many there are.
+    """Split a plan into equal shares for parts of a job that run at the same time.
 
     A share has at least one training worker. All shares together fit into the cluster.
 
     Args:
-        plan: the whole job's.
-        cpus: of the cluster.
-        wanted: parts.
-        gpu: GPUs of a worker; below 1, parts with one worker each share them, where there are fewer GPUs than parts.
+        plan: the plan of the whole job.
+        cpus: the CPUs of the cluster.
+        wanted: the number of parts.
+        gpu: the GPUs of a worker if the plan has fewer GPU workers than parts. If it is below 1, parts share a GPU.
+
+    Returns:
+        The plan of one share, and the number of shares, at most `wanted`.
     """
     if plan.use_gpu and wanted > plan.workers:
         plan = replace(plan, workers=min(wanted, plan.workers * int(1 / gpu)), gpu=gpu)
@@ -108,7 +111,7 @@ def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, i
 
 
 def workers_for(images: int, available: int) -> int:
-    """The largest number of workers that divides the images of a step: every worker gets as many, and none is lost."""
+    """The largest number of workers that divides a step's images, so that all workers get the same number of them."""
     return max(n for n in range(1, available + 1) if images % n == 0)
 
 
@@ -122,19 +125,21 @@ class Node:
 
 
 def cpu_nodes_first(nodes: list[Node], count: int, unit: float) -> list[str]:
-    """Nodes for processes that need no GPU: nodes without GPUs first, whose CPUs no training needs, and in turns.
+    """Choose nodes for processes that need no GPU: first those without GPUs, whose CPUs no GPU training needs.
+
+    Nodes of the same kind get one process each in turn.
 
     Args:
-        nodes: of the cluster.
-        count: processes.
-        unit: CPUs of each.
+        nodes: the nodes of the cluster.
+        count: the number of processes.
+        unit: the CPUs of each process.
 
     Returns:
-        Their ids, one for each process that there is room for.
+        One node id for each process for which the nodes have room.
     """
     chosen: list[str] = []
     for with_gpus in (False, True):
-        # A training worker for each GPU needs a share, too.
+        # On a node with GPUs, leave `unit` CPUs for the training worker of each GPU.
         room = {n.node_id: int(n.cpus / unit - n.gpus + 1e-6) for n in nodes if (n.gpus > 0) == with_gpus}
         while max(room.values(), default=0) > 0 and len(chosen) < count:
             for node_id in [i for i, left in room.items() if left > 0]:

@@ -1,4 +1,4 @@
-"""Progress of workers, seen on the driver: a mailbox actor, and a thread there that empties it."""
+"""Shows the workers' progress on the driver: they send events to a mailbox actor, and a driver thread reads them."""
 
 import sys
 import threading
@@ -18,7 +18,7 @@ EVERY = 5.0  # seconds between two lines of a stage
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What a worker has to say about a training."""
+    """A worker's report about the progress of a training."""
 
     step: int
     steps: int
@@ -41,7 +41,7 @@ class _Mailbox:
 
 
 class Mailbox:
-    """Send from anywhere (`send` never waits); received on the driver inside `with mailbox.listen(handle)`."""
+    """Any process can send events (`send` never waits); the driver gets them inside `with mailbox.listen(handle)`."""
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -75,19 +75,20 @@ class _Listener:
     def _empty(self) -> None:
         try:
             events = ray.get(self.actor.take.remote())
-        except RayActorError:  # progress alone is lost
+        except RayActorError:  # only progress messages are lost
             return
         for event in events:
             try:
                 self.handle(event)
-            except Exception as error:  # a tracking server that is away must not end the training
+            except Exception as error:  # a tracking server that does not answer must not end the training
                 print(f"progress could not be recorded: {error}", file=sys.stderr, flush=True)
 
 
 class Console:
-    """One line at a time: time since the start, stage, what is done, time to go.
+    """Prints progress lines with the time since the start, the stage, its progress and the remaining time.
 
-    With a mailbox it can be sent to another process, whose lines whoever listens there shows.
+    A console with a mailbox can be sent to another process. It sends its lines to the mailbox, and the process that
+    listens to the mailbox prints them.
     """
 
     def __init__(self, start: float | None = None, label: str = "", mailbox: Mailbox | None = None):
@@ -95,11 +96,11 @@ class Console:
         self.label, self.mailbox = label, mailbox
 
     def labelled(self, label: str) -> "Console":
-        """The same console for one of several parts that work side by side."""
+        """A console for one of several parts that run at the same time; its lines begin with the label."""
         return Console(self.start, f"{label}: ", self.mailbox)
 
     def sent_to(self, mailbox: Mailbox) -> "Console":
-        """The same console for another process."""
+        """A console for another process, with the same start and label; its lines go to the mailbox."""
         return Console(self.start, self.label, mailbox)
 
     def line(self, text: str) -> None:
@@ -107,14 +108,15 @@ class Console:
             self.mailbox.send(self.label + text)
             return
         minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
-        print(f"{minutes:3d}:{seconds:02d}  {self.label}{text}\n", end="", flush=True)  # one write: threads share it
+        # A single write, because several threads may print at the same time.
+        print(f"{minutes:3d}:{seconds:02d}  {self.label}{text}\n", end="", flush=True)
 
     def stage(self, name: str) -> "StageProgress":
         return StageProgress(self, name)
 
 
 class StageProgress:
-    """Lines of one stage, not too many. The time to go is extrapolated from what was done since the first report."""
+    """Prints one stage's progress, at most every `EVERY` seconds; the rate since the first report gives the ETA."""
 
     def __init__(self, console: Console, name: str):
         self.console, self.name = console, name
@@ -137,7 +139,7 @@ class StageProgress:
 
 
 def counted(rows: Iterator[Row], total: int, report: Callable[[int, int], None]) -> Iterator[Row]:
-    """The same rows; `report(done, total)` is called after each."""
+    """Yield the same rows; `report(done, total)` is called after each row."""
     for done, row in enumerate(rows, 1):
         yield row
         report(done, total)

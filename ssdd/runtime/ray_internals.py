@@ -1,6 +1,6 @@
-"""Every private name of Ray that this package uses, each with what it buys and what happens without it.
+"""Every use of a private name of Ray in this package, with its purpose and what would happen without it.
 
-Nothing here may import torch: the processes of the CRF actors import this module.
+This module must not import torch, because the CRF actors import it.
 """
 
 import os
@@ -9,42 +9,43 @@ from typing import Any
 
 
 def is_interruption(error: BaseException) -> bool:
-    """Whether Ray Train says with an error that workers did not start or answer: nothing that the training did itself.
+    """Whether an error of Ray Train means that workers did not start or answer, and not that the training failed.
 
-    Buys: such a training starts again. The classes have no public names, so they are told by their names. Without it: a
-    training ends where a node is lost while its workers start, or a worker hangs.
+    Purpose: such a training is restarted. Ray has no public classes for these errors, so they are recognized by their
+    class names. Without it: a training ends if a node is lost while its workers start, or if a worker hangs.
     """
     return type(error).__name__ in (
         *("WorkerGroupStartupFailedError", "WorkerGroupStartupTimeoutError", "WorkerHealthCheckTimeoutError"),
-        "PreemptionError",  # public since Ray 2.58: its node is taken away
+        "PreemptionError",  # a worker's node is taken away; this class is public since Ray 2.58
     )
 
 
 def behind(failure: Exception) -> Exception:
-    """What ended a worker, where Ray Train reports that it answers no more (`WorkerHealthCheckFailedError`).
+    """The error that ended a worker, if Ray Train only reports a `WorkerHealthCheckFailedError`; else `failure` itself.
 
-    Buys: whether it was killed, lost or out of memory. Without it: no such training starts again.
+    Purpose: find out whether the worker was killed, lost or out of memory. Without it: no such training is restarted.
     """
     return getattr(failure, "health_check_failure", failure)
 
 
 def training_environment() -> dict[str, Any]:
-    """The runtime environment that Ray Train gives to the tasks of a training, of which nothing public tells.
+    """The runtime environment that Ray Train gives to the tasks of a training; Ray has no public function for it.
 
-    Buys: processes that are started with it ahead of the training are taken by Ray for the tasks that read samples.
-    Without it: those are started anew, which delays a training's first step by some seconds.
+    Purpose: processes are started with this environment before the training, and Ray reuses them for the tasks that
+    read samples. Without it: Ray starts new processes, which delays a training's first step by some seconds.
     """
     handed_on = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
     return {"env_vars": {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **handed_on}}
 
 
 class Breather:
-    """A pause in each turn of Ray Data's scheduling loop, as a callback.
+    """A callback that pauses Ray Data's scheduling loop for a moment in each iteration.
 
-    Its methods are those of Ray Data's `ExecutionCallback`, which has no public name.
+    It has the methods of Ray Data's `ExecutionCallback`, which has no public name.
 
-    Buys: a quarter of a core. While samples wait for a training to take them, the loop's process takes 0.37 to 0.39 of
-    a core, and 0.06 to 0.16 with the pause (Ray 2.57 and 2.60, on 2 cores). Without it: just that.
+    Purpose: saves a quarter of a core. While samples wait for a training to take them, the loop's process uses 0.37 to
+    0.39 of a core, and 0.06 to 0.16 with the pause (Ray 2.57 and 2.60, on 2 cores). Without it: the loop uses that core
+    time.
     """
 
     def before_execution_starts(self, executor: Any) -> None: ...
@@ -58,20 +59,21 @@ class Breather:
 
 
 def gcs_status(address: str, timeout: float = 10) -> str:
-    """The answer of a Ray cluster's head (its GCS) to the question whether it lives: the name of a gRPC status.
+    """Ask a Ray cluster's head node (its GCS) whether it is alive, and return the name of the answer's gRPC status.
 
-    OK, or UNAUTHENTICATED where it wants a token; of other servers UNIMPLEMENTED, UNAVAILABLE or DEADLINE_EXCEEDED.
+    A Ray head node gives OK, or UNAUTHENTICATED if it wants a token. For other servers the status is UNIMPLEMENTED,
+    UNAVAILABLE or DEADLINE_EXCEEDED.
 
-    Buys: an error at once where RAY_ADDRESS names the port of something else. Without it: `ray.init` tries for 15
-    minutes, and `ray health-check` for 40 seconds. The name of the call is private.
+    Purpose: an error at once if RAY_ADDRESS names the port of another program. Without it: `ray.init` tries for 15
+    minutes, and `ray health-check` for 40 seconds. The name of the remote call is private.
 
     Args:
-        address: HOST:PORT.
+        address: HOST:PORT of the server.
         timeout: in seconds.
     """
-    import grpc  # of ray[default]
+    import grpc  # a dependency of ray[default]
 
-    options = [("grpc.enable_http_proxy", 0)]  # as in Ray
+    options = [("grpc.enable_http_proxy", 0)]  # Ray sets this option, too
     with grpc.insecure_channel(address, options) as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=timeout)

@@ -1,4 +1,4 @@
-"""What a job works with: its configuration, its workspace, the cluster's plan, progress and tracking."""
+"""A job's session: its configuration, workspace, store of artifacts, cluster plan, progress lines and tracking."""
 
 import copy
 import json
@@ -25,37 +25,39 @@ from ssdd.storage.tables import Row, Table, open_table, write_table
 
 
 class StoppedError(RuntimeError):
-    """Another part of the job failed, so that this one starts no further stage."""
+    """Another part of the job failed, so this part starts no further stage."""
 
 
 @dataclass(frozen=True)
 class Used:
-    """An artifact that a job made or reused."""
+    """An artifact that a job built or reused."""
 
     artifact: Artifact
     part: str
-    """Of the job that it belongs to, see `Session.child`; empty for the whole job."""
+    """The part of the job that used the artifact, see `Session.child`; empty for the whole job."""
     ran: bool
-    """Whether this job made it."""
+    """Whether this job built the artifact; false if it was reused."""
 
 
 class Session(AbstractContextManager):
-    """Connected to Ray and MLflow. Stages are functions of a session; what they make goes through its store."""
+    """A job that is connected to Ray and MLflow. A stage is a function of a session and builds artifacts with it."""
 
     def __init__(self, config: Config, job: str):
         self.config, self.job = config, job
         self.command = tuple(sys.argv)
-        self.used: dict[str, Used] = {}  # by the names of their folders; shared with the children
-        self.pictures: list[AnyPath] = []  # that this job drew; shared with the children
-        self.stop: threading.Event | None = threading.Event()  # shared with the children; None: nobody stops it
-        self.in_trial = False  # of a sweep
-        self.part = ""  # ends the names of pictures, see `child`
+        self.used: dict[str, Used] = {}  # artifacts by folder name; shared with the children
+        self.pictures: list[AnyPath] = []  # pictures that this job drew; shared with the children
+        self.stop: threading.Event | None = threading.Event()  # shared with the children; None: cannot be stopped
+        self.in_trial = False  # whether this session runs a trial of a sweep
+        self.part = ""  # a suffix for file names of pictures, see `child`
         self.console = Console()
         self.workspace = resolve(config.workspace, default="workspace", flag="--workspace")
         try:
             make_writable(self.workspace)
         except OSError as error:
-            raise ConfigError(f"--workspace {self.workspace}: {error.strerror}; name another folder") from error
+            raise ConfigError(
+                f"--workspace {self.workspace}: cannot write into this folder ({error.strerror}); name another one"
+            ) from error
         self.store = Store(self.workspace)
         self.plan = cluster.connect(config)
         self.console.line(f"workspace {self.workspace}")
@@ -70,9 +72,9 @@ class Session(AbstractContextManager):
         self.tracker.close(failed=error is not None)
 
     def child(self, config: Config, name: str, plan: Plan) -> "Session":
-        """A part of this job: another configuration, a part of the cluster, an MLflow run below this one's.
+        """A session for a part of this job, with its own configuration, share of the cluster and nested MLflow run.
 
-        Use it as a context manager. Children may work at the same time, in threads.
+        Use it as a context manager. Children may run at the same time, in threads.
         """
         other = copy.copy(self)
         other.config, other.plan, other.part = config, plan, f"-{name.replace(' ', '')}"
@@ -81,52 +83,52 @@ class Session(AbstractContextManager):
         return other
 
     def with_config(self, config: Config) -> "Session":
-        """The same session with another configuration, for what its parts share."""
+        """The same session with another configuration, for stages that several parts of the job share."""
         other = copy.copy(self)
         other.config = config
         return other
 
     def stop_parts(self) -> None:
-        """Let no part of this job start a further stage."""
+        """Keep all parts of this job from starting another stage."""
         if self.stop is not None:
             self.stop.set()
 
     def for_trial(self, plan: Plan, mailbox: Mailbox) -> "Session":
-        """The same session for the processes of a sweep's trials, to which it can be sent.
+        """A copy of this session that can be sent to the processes of a sweep's trials.
 
         Args:
             plan: each trial's share of the cluster.
-            mailbox: shows a trial's lines on this terminal.
+            mailbox: gets a trial's progress lines, which are shown on this terminal.
         """
         other = copy.copy(self)
         other.plan, other.console, other.stop, other.in_trial = plan, self.console.sent_to(mailbox), None, True
         return other
 
     def has(self, name: str, recipe: dict[str, Any]) -> bool:
-        """Whether `build` would find the artifact."""
+        """Whether the artifact exists, so that `build` would reuse it."""
         return is_whole(self.store.identify(name, recipe))
 
     def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], dict[str, Any] | None]) -> Artifact:
-        """`Store.build`, with a line on the terminal that says whether anything ran.
+        """Call `Store.build`, and show on the terminal whether the artifact was built or reused.
 
         Args:
-            name: of the artifact.
-            recipe: what it follows from.
-            make: fills the folder. What it returns stands in `about.json`, with the `seconds` that it took.
+            name: the artifact's name.
+            recipe: the configuration and the inputs that determine the artifact.
+            make: fills the folder. The values that it returns are stored in `about.json`, with the `seconds` it took.
         """
         ran = False
 
-        def announced(folder: AnyPath) -> None:
+        def make_and_report(folder: AnyPath) -> None:
             nonlocal ran
             if self.stop is not None and self.stop.is_set():
-                raise StoppedError(f"[{name}] not started")
+                raise StoppedError(f"[{name}] not started, because another part of the job failed")
             ran = True
             self.console.line(f"[{name}] starts")
             begun = time.monotonic()
-            told = make(folder) or {}
-            (folder / ABOUT).write_text(json.dumps({"seconds": time.monotonic() - begun} | told))
+            about = make(folder) or {}
+            (folder / ABOUT).write_text(json.dumps({"seconds": time.monotonic() - begun} | about))
 
-        artifact = self.store.build(name, recipe, announced)
+        artifact = self.store.build(name, recipe, make_and_report)
         if ran or artifact.path.name not in self.used:
             self.used[artifact.path.name] = Used(artifact, self.console.label.removesuffix(": "), ran)
         self.console.line(f"[{name}] {'done' if ran else 'unchanged'}: {relative(artifact.path, self.workspace)}")
@@ -140,7 +142,7 @@ class Session(AbstractContextManager):
         schema: pa.Schema,
         rows: Callable[[], Iterator[Row]],
     ) -> tuple[Table, Artifact]:
-        """A stage table, whose rows are computed only if its recipe is new."""
+        """Build or reuse a stage table; its rows are computed only if no table with this recipe exists."""
 
         def make(folder: AnyPath) -> None:
             total = sum(map(len, parts))
@@ -151,10 +153,18 @@ class Session(AbstractContextManager):
 
 
 def resolve(path: AnyPath | None, default: str, flag: str) -> AnyPath:
-    """An absolute path. A submitted Ray job runs in a temporary copy of the working directory, where nothing lasts.
+    """The absolute path of a folder; without a path, the default folder.
+
+    A submitted Ray job runs in a temporary copy of the working directory, so it needs an absolute path, and its default
+    folder is in the home directory.
+
+    Args:
+        path: the path that the user gave, if any.
+        default: the name of the default folder.
+        flag: the command-line flag of the path, for the error message.
 
     Raises:
-        ConfigError: a relative path in a submitted job.
+        ConfigError: the path is relative, and this is a submitted job.
     """
     if isinstance(path, RemotePath):
         return path
@@ -163,5 +173,5 @@ def resolve(path: AnyPath | None, default: str, flag: str) -> AnyPath:
     if path is None:
         return Path.home() / f"ssdd-{default}"
     if not path.expanduser().is_absolute():
-        raise ConfigError(f"{flag} {path}: a submitted Ray job needs an absolute path (one that every node sees)")
+        raise ConfigError(f"{flag} {path}: a submitted Ray job needs an absolute path that every node can reach")
     return path.expanduser()

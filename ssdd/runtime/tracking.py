@@ -1,7 +1,7 @@
-"""MLflow: one run for each job and one below it for each of its parts, with configuration, metrics over time, pictures.
+"""MLflow tracking: a run for each job and nested runs for its parts, with configuration, metrics and pictures.
 
-Used by the driver, and in a sweep by the process of each trial. A server that goes away in the middle of a job does
-not end it: what it does not take is kept in the workspace, in order, and sent when it answers again.
+The driver uses this module and, in a sweep, so does the process of each trial. If the MLflow server stops answering,
+the job goes on: the calls that failed are kept in the workspace, in order, and sent when the server answers again.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from ssdd.storage.paths import AnyPath, disk_beside, on_disk
 UNSENT = "unsent"
 RETRY_AFTER = 60.0  # seconds
 _log = logging.getLogger(__name__)
-# Of an answer that says what is wrong with the call. Everything else may pass.
+# Error codes of a call that is wrong, and of one whose object no longer exists. Other codes may be temporary.
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "PERMISSION_DENIED")
 _GONE = ("RESOURCE_DOES_NOT_EXIST",)
 
@@ -40,20 +40,20 @@ class TrackingError(RuntimeError):
 
 
 class Tracker:
-    """The MLflow run of one job. The store is MLFLOW_TRACKING_URI, else a SQLite file in the workspace.
+    """The MLflow run of one job. The store is MLFLOW_TRACKING_URI or, if that is unset, a SQLite file in the workspace.
 
     Raises:
-        ConfigError: neither can be.
-        TrackingError: the store does not answer.
+        ConfigError: MLFLOW_TRACKING_URI is unset, and the workspace cannot hold a SQLite file.
+        TrackingError: the store does not answer, or the experiment was deleted.
     """
 
     run_id: str
     outbox: "_Outbox"
-    lock: threading.Lock  # metrics come from another thread
+    lock: threading.Lock  # another thread sends metrics
     tried: float
 
     def __init__(self, config: Config, job: str, workspace: AnyPath):
-        from mlflow.tracking.context import registry  # takes seconds, and few processes need it
+        from mlflow.tracking.context import registry  # this import takes seconds, and few processes need it
 
         environment.set_defaults()
         disk = disk_beside(workspace)
@@ -67,24 +67,24 @@ class Tracker:
             )
         self.uri = server or sqlite_uri(disk / "mlflow.db")
         artifacts = None if server else (disk / "mlartifacts").as_uri()
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes it for one of prompts
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI expects prompts
         try:
-            found = self.client.get_experiment_by_name(experiment)
+            existing = self.client.get_experiment_by_name(experiment)
             self.experiment_id = (
-                found.experiment_id if found else self.client.create_experiment(experiment, artifacts, tags=kind)
+                existing.experiment_id if existing else self.client.create_experiment(experiment, artifacts, tags=kind)
             )
-        except Exception as error:  # of MLflow, SQLAlchemy, the database's driver, the network
+        except Exception as error:  # from MLflow, SQLAlchemy, the database's driver or the network
             another = "name another in" if disk != workspace else "use a file in the workspace: unset"
             remedy = _remedy(error, self.uri) or (
-                f"start it, or {another} MLFLOW_TRACKING_URI" if server else "see that its file can be read and written"
+                f"start it, or {another} MLFLOW_TRACKING_URI" if server else "check the permissions of its file"
             )
             text = f"MLflow's store {self.uri} does not answer ({_reason(error)}); {remedy}"
             raise TrackingError(_without_password(text)) from error
-        if found and found.lifecycle_stage != "active":
+        if existing and existing.lifecycle_stage != "active":
             raise TrackingError(
                 f"MLflow's store {_without_password(self.uri)}: the experiment {experiment} is deleted; bring it back "
-                f"with `mlflow experiments restore --experiment-id {found.experiment_id}` (MLFLOW_TRACKING_URI is "
-                f"{_without_password(self.uri)}), or remove it for good with `mlflow gc`"
+                f"with `mlflow experiments restore --experiment-id {existing.experiment_id}` (with MLFLOW_TRACKING_URI "
+                f"set to {_without_password(self.uri)}), or remove it for good with `mlflow gc`"
             )
         self.tags = {**registry.resolve_tags(), "job": job}
         for folder in sorted(path for path in self.unsent.glob("*") if path.is_dir()):
@@ -92,17 +92,17 @@ class Tracker:
             earlier.outbox = _Outbox(folder)
             if earlier.outbox.take():
                 if earlier.outbox.store() == _without_password(self.uri) and earlier.deliver():
-                    _log.warning(f"sent to MLflow what an earlier job kept in {folder}")
+                    _log.warning(f"sent to MLflow the calls that an earlier job kept in {folder}")
                 earlier.outbox.release()
         self._start(config, job)
 
     @property
-    def unsent(self) -> Path:  # on each machine that a tracker is sent to
+    def unsent(self) -> Path:  # not in __init__, because a tracker can be sent to another machine
         return disk_beside(self.workspace) / UNSENT
 
     @cached_property
     def client(self) -> Any:
-        # A client and a run id rather than mlflow's global store and active run, which belongs to one thread.
+        # Not mlflow's global store and active run: an active run belongs to one thread.
         from mlflow import MlflowClient
 
         for name in ("alembic", "mlflow.store.db.utils"):
@@ -117,14 +117,14 @@ class Tracker:
         self.lock = threading.Lock()
 
     def child(self, config: Config, name: str) -> "Tracker":
-        """A run below this one, as MLflow's UI nests them."""
+        """A tracker with a new run, which MLflow's UI shows nested below this one."""
         other = copy.copy(self)
         other.tags = self.tags | {"mlflow.parentRunId": self.run_id}
         other._start(config, name)
         return other
 
     def resume(self, run_id: str) -> bool:
-        """Go on with an earlier run instead of this one; False if it is not there any more."""
+        """Continue an earlier run and delete this one; False if the earlier run no longer exists."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -140,7 +140,7 @@ class Tracker:
         return True
 
     def end_children(self) -> None:
-        """Mark the runs below this one that never ended: their processes were stopped."""
+        """Mark nested runs that never ended as killed: their processes were stopped."""
         self._do("end_children")
 
     def _start(self, config: Config, name: str) -> None:
@@ -157,7 +157,7 @@ class Tracker:
         self._do("metrics", values, step, int(time.time() * 1000))
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric of this run; None if it has none, or MLflow does not have it yet."""
+        """The last value of a metric of this run; None if there is none, or if some calls are not yet sent."""
         from mlflow.exceptions import MlflowException
 
         if self.outbox.has_calls():
@@ -181,13 +181,13 @@ class Tracker:
             self._do("file", str(path))
 
     def model(self, folder: Path, network: str, scores: dict[str, float], register: str | None = None) -> None:
-        """The model of this run. It is uploaded once: a later run with the same network refers to it.
+        """Log the model of this run. A network is uploaded only once: later runs of the network refer to that model.
 
         Args:
-            folder: as MLflow saves a model.
-            network: tells it from other networks of the experiment.
+            folder: a model folder that MLflow saved.
+            network: identifies the network within the experiment.
             scores: metrics of the model.
-            register: also make it the newest version of the registered model of this name.
+            register: if given, also make the model the newest version of the registered model with this name.
         """
         self._do("model", str(folder), network, scores, register, int(time.time() * 1000))
 
@@ -196,10 +196,10 @@ class Tracker:
         self._do("close", "FAILED" if failed else "FINISHED")
         self.outbox.release()
         if self.outbox.has_calls():
-            _log.warning(f"MLflow did not take everything: the next job in this workspace sends {self.outbox.folder}")
+            _log.warning(f"some calls did not reach MLflow; the next job in this workspace sends {self.outbox.folder}")
 
     def _do(self, call: str, *args: Any) -> None:
-        """Send a call now, or keep it behind those that are kept already."""
+        """Send a call now; if MLflow does not answer or earlier calls are unsent, keep it for later."""
         from mlflow.exceptions import MlflowException
 
         with self.lock:
@@ -212,9 +212,9 @@ class Tracker:
                         raise
                     reason = _reason(error)
                     if _is_refusal(error):
-                        _log.warning(f"MLflow refuses a call, which is dropped ({reason}): {call}")
+                        _log.warning(f"MLflow refuses the call {call!r} ({reason}); it is dropped")
                         return
-                    _log.warning(f"MLflow does not answer ({reason}); what it misses is kept in {self.outbox.folder}")
+                    _log.warning(f"MLflow does not answer ({reason}); unsent calls are kept in {self.outbox.folder}")
                     self.tried = time.monotonic()
             self.outbox.keep(call, args, self._where())
             if time.monotonic() - self.tried > RETRY_AFTER:
@@ -224,7 +224,7 @@ class Tracker:
         return [_without_password(self.uri), self.experiment_id, self.run_id]
 
     def deliver(self) -> bool:
-        """Send what was kept, in order; False if something remains."""
+        """Send the kept calls in order; False if some could not be sent yet."""
         from mlflow.exceptions import MlflowException
 
         self.tried = time.monotonic()
@@ -236,7 +236,7 @@ class Tracker:
                 if getattr(error, "error_code", None) in (*_REFUSALS, *_GONE) or (
                     isinstance(error, FileNotFoundError) or _is_refusal(error)
                 ):
-                    _log.warning(f"MLflow refuses a call that was kept, which is dropped ({_reason(error)}): {call}")
+                    _log.warning(f"the kept call {call!r} cannot be sent to MLflow ({_reason(error)}); it is dropped")
                     continue
                 self.outbox.rewrite(self._where(), calls[k:])
                 return False
@@ -244,7 +244,7 @@ class Tracker:
         return True
 
     def send(self, call: str, *args: Any) -> None:
-        """Do one call, whose arguments are JSON data."""
+        """Send one call to MLflow; its arguments are JSON data."""
         from mlflow.entities import Metric, Param
 
         client = self.client
@@ -253,7 +253,7 @@ class Tracker:
                 self.run_id = client.create_run(self.experiment_id, began, tags, name).info.run_id
             case "config", (config,):
                 params = [Param(k, str(v)) for k, v in flatten(config).items() if v is not None]
-                for first in range(0, len(params), 100):  # as many as a server takes at once
+                for first in range(0, len(params), 100):  # a server accepts at most 100 at once
                     client.log_batch(self.run_id, params=params[first : first + 100])
                 client.log_dict(self.run_id, config, "config.json")
             case "metrics", (values, step, now):
@@ -283,7 +283,7 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "ENDPOINT_NOT_FOUND":
                 raise
-            _log.warning(f"MLflow's server {_without_password(self.uri)} is older than 3.0 and takes no models")
+            _log.warning(f"MLflow's server {_without_password(self.uri)} is older than 3.0 and cannot store models")
             return
         ready = [model for model in same if str(model.status) == "READY"]
         model = ready[0] if ready else self._upload_model(folder, network, scores, now)
@@ -298,11 +298,11 @@ class Tracker:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         if all(v.source != model.artifact_location for v in client.search_model_versions(f"name = '{register}'")):
-            # Not `models:/ID`, which MLflow looks up in the process's global store.
+            # Not the URI `models:/ID`, which MLflow would look up in the process's global store.
             client.create_model_version(register, model.artifact_location, run_id, model_id=model.model_id)
 
     def _upload_model(self, folder: str, network: str, scores: dict[str, float], now: int) -> Any:
-        """A new model of the experiment, which is there when it is whole."""
+        """Upload a new model to the experiment; its status is READY only after all its files have arrived."""
         from mlflow.entities import Metric
 
         client, run_id = self.client, self.run_id
@@ -312,14 +312,14 @@ class Tracker:
             metrics = [Metric(k, value, now, 0, model_id=model.model_id, run_id=run_id) for k, value in scores.items()]
             client.log_batch(run_id, metrics)
             return client.finalize_logged_model(model.model_id, "READY")
-        except Exception:  # it is tried again later, or not at all
+        except Exception:  # the call is retried later or dropped; delete the incomplete model
             with contextlib.suppress(Exception):
                 client.delete_logged_model(model.model_id)
             raise
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether a server or a proxy says by HTTP that it does not take what was sent, because it is too large, say."""
+    """Whether a server or a proxy rejects a call by its HTTP status, for example because the data are too large."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
     return 400 <= status < 500 and status not in (408, 429)
 
@@ -329,10 +329,10 @@ def _reason(error: Exception) -> str:
 
 
 def sqlite_uri(path: Path) -> str:
-    """The address of a SQLite file for MLflow. ConfigError where SQLAlchemy cannot name such a path.
+    """The address of a SQLite file for MLflow; ConfigError if SQLAlchemy cannot represent the path.
 
-    SQLAlchemy takes a path as it stands before version 2.1, and quoted since. With the driver's name in it, MLflow
-    makes no folder by the quoted name.
+    SQLAlchemy before 2.1 expects the path as it is, later versions expect it percent-encoded. With the driver's name in
+    the address, MLflow does not create a folder with the encoded name.
     """
     from sqlalchemy import make_url
 
@@ -342,23 +342,25 @@ def sqlite_uri(path: Path) -> str:
         uri = f"sqlite+pysqlite:///{spelled}"
         if make_url(uri).database == str(path) and not make_url(uri).query:
             return uri
-    raise ConfigError(f"--workspace {path.parent}: a database cannot lie in a folder with `?` in its name; rename it")
+    raise ConfigError(
+        f"--workspace {path.parent}: MLflow's database cannot be in a folder with `?` in its name; rename the folder"
+    )
 
 
 def _remedy(error: Exception, uri: str) -> str | None:
-    """What helps against an error of MLflow's store; None where nothing in particular does."""
+    """What the user can do about an error of MLflow's store; None if the error is not a known one."""
     text = str(error)
     if "database is locked" in text:
         return "close the other program that writes to it (a job, `mlflow server`, a database browser)"
     if "out-of-date database schema" in text:
         return (
-            f"another version of MLflow has written it: copy it and run `mlflow db upgrade {uri}`, or install that "
-            "version"
+            f"another version of MLflow wrote this database: copy it and run `mlflow db upgrade {uri}`, or install "
+            "that version"
         )
     if "file is not a database" in text or "disk image is malformed" in text:
-        return "its file is damaged: bring back a copy, or move it away and a new one is begun"
+        return "its file is damaged: restore a copy, or move the file away to begin a new one"
     if "disk is full" in text:
-        return "make space on its disk"
+        return "free some space on its disk"
     if isinstance(error, ImportError):
         packages = {"MySQLdb": "mysqlclient", "psycopg2": "psycopg2-binary", "psycopg": "psycopg[binary]"}
         return f"install the database's driver (pip install '{packages.get(error.name or '', error.name)}')"
@@ -370,9 +372,9 @@ def _without_password(text: str) -> str:
 
 
 class _Outbox:
-    """Calls of one run that MLflow did not take: a folder with a line for each, and copies of their files.
+    """A folder with one run's unsent calls: a text file with a line for each call, and copies of the files to upload.
 
-    The first line says where they go: the store, the experiment and the run, which is empty before it has begun.
+    The first line has the calls' destination: store, experiment and run. The run's id is empty if it has not begun.
     """
 
     def __init__(self, folder: Path):
@@ -387,8 +389,8 @@ class _Outbox:
         return self._lines.exists()
 
     def take(self) -> bool:
-        """Become the one that sends it, for as long as this process lives; False if another one does."""
-        # Beside the folder, which is removed, and released by another thread than the one that takes it.
+        """Lock the outbox for this process; False if another process has locked it."""
+        # The lock file is beside the folder, because the folder is deleted. Any thread may release the lock.
         self._owner = FileLock(self.folder.with_suffix(".lock"), timeout=0, thread_local=False)
         try:
             self._owner.acquire()
@@ -397,7 +399,7 @@ class _Outbox:
         return True
 
     def release(self) -> None:
-        """Leave it to others."""
+        """Unlock the outbox for other processes."""
         if self._owner is not None:
             self._owner.release()
             self._owner = None
@@ -409,7 +411,7 @@ class _Outbox:
         if not self.has_calls():
             self.take()
             self._write([where])
-        if call == "file":  # it may be gone when it is sent
+        if call == "file":  # copied, because the original may be deleted before it is sent
             args = (shutil.copy(args[0], self.folder),)
         elif call == "model":
             args = (shutil.copytree(args[0], str(self.folder / f"model-{uuid.uuid4().hex[:8]}")), *args[1:])
@@ -417,11 +419,11 @@ class _Outbox:
             lines.write(json.dumps([call, args]) + "\n")
 
     def store(self) -> str | None:
-        """Where the calls go; None if there are none."""
+        """The store that gets the calls; None if there are no calls."""
         return self.read()[0][0] if self.has_calls() else None
 
     def read(self) -> tuple[list[str], list[tuple[str, list[Any]]]]:
-        """Where the calls go, and the calls; the last line may be half a one."""
+        """The destination (store, experiment, run), and the calls. An incomplete last line is left out."""
         where, *lines = self._lines.read_text().splitlines(keepends=True)
         return json.loads(where), [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
 

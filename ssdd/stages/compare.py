@@ -1,4 +1,4 @@
-"""Stage 5: the paper's comparison (sec. 5.3). The same network, trained on several kinds of masks and with SSDD."""
+"""Stage 5, the paper's comparison (sec. 5.3): the same network, trained on several kinds of masks and with SSDD."""
 
 import json
 import statistics
@@ -29,11 +29,13 @@ ROWS = {
     "baseline_refined": "m^D0 (static only)",
     "dynamic": "SSDD",
 }
-"""Names of the models as in the scores of the other jobs, and what they learn from."""
+"""The rows, one trained network each: the network's name in the scores, and a title that says what it learns from."""
 RESULT = "compare.json"
 GENTLE = "gentle_baseline"
+"""The network that learns from the advice of `gentle_crf`, a CRF that changes masks less than the published one."""
 BASELINES = ("baseline_knowledge", "baseline", GENTLE)
-"""Rows that are not trained on SSDD's masks; the strongest one is what it must beat."""
+"""The networks that learn from masks without SSDD. SSDD must beat the strongest of them."""
+# Ending of a score's name -> ending of its title: masks without a CRF, and after each of the two CRFs.
 _ENDINGS = {"": "", "_crf": " + CRF", "_gentle": " + gentle CRF"}
 T = TypeVar("T")
 
@@ -49,38 +51,42 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gain:
-    """SSDD's score minus that of one baseline, for each seed."""
+    """SSDD's score minus one baseline's score, for each random seed."""
 
     over: str
-    """The baseline with the highest mean of this score."""
+    """The name of the strongest baseline's score, the one whose mean over the random seeds is the highest."""
     values: list[float]
 
 
 def run(session: Session) -> Comparison:
-    """Train and score every row with every seed, side by side where the cluster has room.
+    """Train and score every row with every random seed, several seeds at a time where the cluster has room.
 
-    PSA's seeds are made once. Writes `compare.json`: for each score its mean, standard deviation and the values; and
-    `report-compare.html`.
+    PSA's seed masks are made once. Writes `report-compare.html` and `compare.json`, which has the mean, the standard
+    deviation and the values of each score.
     """
     config = session.config
     if config.rounds > 1 or config.static.weights or config.dynamic.weights:
-        raise ConfigError("compare trains every row anew, in one round: leave out --rounds and the stages' weights")
+        raise ConfigError(
+            "compare trains every row itself, in one round; leave out --rounds, --static.weights and --dynamic.weights"
+        )
     if GENTLE in config.compare.rows and config.knowledge is not None:
-        raise ConfigError(f"--compare.rows: {GENTLE} needs PSA's probabilities, not --knowledge; leave that row out")
+        raise ConfigError(
+            f"--compare.rows: {GENTLE} needs PSA's probabilities, but --knowledge replaces them; leave that row out"
+        )
     test = images.run(session, config.split, need_labels=False)
-    made = knowledge.run(session)
-    gentle = _gentle(session, made) if GENTLE in config.compare.rows else made
+    seed_masks = knowledge.run(session)
+    gentle = _gentle(session, seed_masks) if GENTLE in config.compare.rows else seed_masks
     repeats = config.compare.random_seeds
     plan, count = lanes(session.plan, ray.cluster_resources()["CPU"], len(repeats))
     session.console.line(f"{len(repeats)} random seeds, {count} at a time")
 
     def one(seed: int) -> Scores:
-        with session.child(replace(config, seed=seed), f"seed {seed}", plan) as own:
-            return _one(own, made, gentle, test)
+        with session.child(replace(config, seed=seed), f"seed {seed}", plan) as repetition:
+            return _one(repetition, seed_masks, gentle, test)
 
     def stop() -> None:
         session.stop_parts()
-        session.console.line("ends after the stages that are running; what they finish is kept")
+        session.console.line("stopping: the running stages still finish, and their artifacts are kept")
 
     result = Comparison(config.split, repeats, _side_by_side(one, repeats, count, stop))
     write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
@@ -88,12 +94,12 @@ def run(session: Session) -> Comparison:
     session.tracker.metrics({f"gain.{name}": statistics.fmean(gain.values) for name, gain in gains(result).items()})
     report.write_page(session, tables(result), "compare")
     if "dynamic" in config.compare.rows:
-        log_model.run(session, result.scores[0])  # of the first seed, whose networks the workspace remembers
+        log_model.run(session, result.scores[0])  # of the first seed, whose networks `_one` has remembered
     return result
 
 
-def _one(session: Session, made: Seeds, gentle: Seeds, test: Images) -> Scores:
-    refined = static.run(session, made)
+def _one(session: Session, seed_masks: Seeds, gentle: Seeds, test: Images) -> Scores:
+    refined = static.run(session, seed_masks)
     scores = evaluate.score_refined(session, refined)
     train: dict[str, Callable[[], Artifact]] = {
         "baseline_knowledge": lambda: dynamic.run_fixed(session, refined, "knowledge"),
@@ -105,19 +111,20 @@ def _one(session: Session, made: Seeds, gentle: Seeds, test: Images) -> Scores:
     config = session.config
     models: dict[str, Artifact] = {name: train[name]() for name in ROWS if name in config.compare.rows}
     if config.seed == config.compare.random_seeds[0] and "dynamic" in models:
-        checkpoints.remember(session.workspace, images.located(config), made.images.classes, models)
+        checkpoints.remember(session.workspace, images.located(config), seed_masks.images.classes, models)
     scores |= training_images.run(session, refined, models)
     folders: dict[str, AnyPath] = {name: model.path for name, model in models.items()}
-    return scores | evaluate.score_models(session, test, folders, config.network, made.images.classes, config.split)
+    classes = seed_masks.images.classes
+    return scores | evaluate.score_models(session, test, folders, config.network, classes, config.split)
 
 
-def _gentle(session: Session, made: Seeds) -> Seeds:
-    """The same knowledge with the advice of the gentle CRF, whose score goes to MLflow as `train.advice` does."""
+def _gentle(session: Session, seed_masks: Seeds) -> Seeds:
+    """The same knowledge with the gentle CRF's advice. Logs its mean IoU to MLflow as `train.gentle_advice`."""
     config = session.config
-    other = seeds.run(session.with_config(replace(config, crf=config.gentle_crf)), made)
+    other = seeds.run(session.with_config(replace(config, crf=config.gentle_crf)), seed_masks)
     scores = evaluate.score("train", [other.images.table, other.table], ("advice",), other.images.classes).scores
     for name, value in scores.mean.items():
-        session.console.line(f"{name} of the gentle CRF {value:.1f}")
+        session.console.line(f"{name} with the gentle CRF: {value:.1f}")
         session.tracker.metrics({"train.gentle_advice": value})
     return other
 
@@ -127,19 +134,22 @@ def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int
         futures = [pool.submit(function, item) for item in items]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # one of them failed, or Ctrl-C: the others end with the stage that they are in, which is kept
+        finally:  # after a failure or Ctrl-C, the other calls finish the stage that they are in, and then stop
             if not all(future.done() for future in futures):
                 stop()
                 pool.shutdown(wait=False, cancel_futures=True)
     failed = [f.exception() for f in futures if not f.cancelled() and f.exception() is not None]
-    for error in sorted(failed, key=lambda e: isinstance(e, StoppedError)):  # the cause before what it stopped
+    for error in sorted(failed, key=lambda e: isinstance(e, StoppedError)):  # the cause comes before StoppedError
         assert error is not None
         raise error
     return [future.result() for future in futures]
 
 
 def average(scores: list[Scores]) -> Scores:
-    """The mean over the seeds of everything that every seed has."""
+    """The scores' means over the random seeds.
+
+    A class's IoU is averaged over the seeds where it is known. Other scores are left out unless each seed has them.
+    """
     per_class: dict[str, dict[str, float | None]] = {}
     for name, classes in scores[0].per_class.items():
         values = {c: [s.per_class[name][c] for s in scores] for c in classes}
@@ -153,7 +163,7 @@ def average(scores: list[Scores]) -> Scores:
 
 
 def gains(result: Comparison) -> dict[str, Gain]:
-    """SSDD's gains, by the names of its scores: on the split without and with each CRF, and on the training images."""
+    """SSDD's gain for each of its mean IoUs: on the scored list (without a CRF, after each CRF), on training images."""
     out = {}
     for prefix, end in (*((result.split, end) for end in _ENDINGS), (GATED, "")):
         name, *rivals = (f"{prefix}.{row}{end}" for row in ("dynamic", *BASELINES))
@@ -165,7 +175,7 @@ def gains(result: Comparison) -> dict[str, Gain]:
 
 
 def summary(result: Comparison) -> dict[str, Any]:
-    """What `compare.json` holds."""
+    """The contents of `compare.json`."""
     mean = average(result.scores)
     return {
         "random_seeds": list(result.random_seeds),
@@ -178,7 +188,7 @@ def summary(result: Comparison) -> dict[str, Any]:
 
 
 def tables(result: Comparison) -> list[Table]:
-    """`summary` as tables: mean, spread and each seed, SSDD's gains, and the means of what else there is."""
+    """`summary` as tables: each score's mean, spread and values, SSDD's gains, and `page.score_tables` of the means."""
     record = summary(result)
     columns = ("mean", "standard deviation", *(f"seed {seed}" for seed in result.random_seeds))
 
@@ -186,15 +196,15 @@ def tables(result: Comparison) -> list[Table]:
         return [Number(value, form) for value in (spread["mean"], spread["std"], *spread["values"])]
 
     scores = {name: cells(spread, ".1f") for name, spread in record["scores"].items()}
-    won = {f"{name} over {gain['over']}": cells(gain, "+.1f") for name, gain in record["gain"].items()}
+    gain_rows = {f"{name} over {gain['over']}": cells(gain, "+.1f") for name, gain in record["gain"].items()}
     out = [Table(f"Mean IoU (%) over {len(result.scores)} random seeds", columns, scores)] if scores else []
-    if won:
-        out.append(Table("SSDD minus the baseline that is strongest in the same score", columns, won))
+    if gain_rows:
+        out.append(Table("SSDD minus the strongest baseline of the same score", columns, gain_rows))
     return out + [replace(table, title=f"{table.title}: means") for table in page.score_tables(average(result.scores))]
 
 
 def lines(result: Comparison) -> list[str]:
-    """The comparison for the terminal: rows like Table 1's, then mean and spread."""
+    """The comparison for the terminal: each class's IoU as in Table 1, mean and spread of each score, and the gains."""
     split, scores = result.split, result.scores
     mean = average(scores)
     names = {
@@ -206,11 +216,11 @@ def lines(result: Comparison) -> list[str]:
         width = max(map(len, names))
         out.append(f"mean IoU (%) on {split} over {len(scores)} random seeds, and standard deviation")
         out += [f"  {title:<{width}}  {_cells([s.mean[name] for s in scores])}" for title, name in names.items()]
-    won = gains(result)
-    if won:
-        out.append("SSDD minus the baseline that is strongest in the same score")
-        width = max(map(len, won))
-        out += [f"  {name:<{width}}  {_cells(gain.values, '+.1f')}  {gain.over}" for name, gain in won.items()]
+    ssdd_gains = gains(result)
+    if ssdd_gains:
+        out.append("SSDD minus the strongest baseline of the same score")
+        width = max(map(len, ssdd_gains))
+        out += [f"  {name:<{width}}  {_cells(gain.values, '+.1f')}  {gain.over}" for name, gain in ssdd_gains.items()]
     rest = {name: value for name, value in mean.mean.items() if name not in names.values()}
     return out + (table_lines(replace(mean, mean=rest, per_class={})) if rest or not out else [])
 

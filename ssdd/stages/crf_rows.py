@@ -1,4 +1,4 @@
-"""CRF work on table rows, for the CPU actors of the inference pipelines. Imports no torch."""
+"""The CRF steps of the inference pipelines: they process table rows in CPU actors. This module imports no torch."""
 
 import numpy as np
 
@@ -9,27 +9,28 @@ from ssdd.storage.tables import Row
 
 
 def with_background(cam: np.ndarray, alpha: float, factor: float = 1.0) -> np.ndarray:
-    """CAMs (n, h, w) in 0..1 with PSA's background score, factor * (1 - max)^alpha, in front: (1 + n, h, w)."""
+    """Prepend PSA's background score, factor * (1 - highest map)^alpha: maps (n, h, w) in 0..1 -> (1 + n, h, w)."""
     if not len(cam):  # an image without any class
         return np.ones((1, *cam.shape[1:]), np.float32)
     return np.concatenate([factor * (1 - cam.max(0, keepdims=True)) ** alpha, cam]).astype(np.float32)
 
 
 def combine_labels(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """AffinityNet's labels: foreground where the low-alpha CRF says so, background where the high-alpha one does.
+    """AffinityNet's labels: background where `high` is background, elsewhere the foreground of `low`.
 
     Args:
-        low, high: class masks, uint8 (H, W).
+        low, high: class masks of the CRFs with the small and the large alpha, uint8 (H, W). With a small alpha the
+            background score is large, so that the foreground of `low` is certain.
 
     Returns:
-        uint8 (H, W), 255 where neither is sure.
+        uint8 (H, W), 255 where neither mask is certain.
     """
     label = np.where(low == 0, 255, low)
     return np.where(high == 0, 0, label).astype(np.uint8)
 
 
 def affinity_labels(alpha_low: float, alpha_high: float, crf: CRFParams, rows: list[Row]) -> list[Row]:
-    """The CRFs of `cam` with much and with little background, as one label mask: `affinity`."""
+    """Run the CRF on `cam` with a large and with a small background score, and combine both masks into `affinity`."""
     for row in rows:
         image, labels = codec.read_image(row["image"]), presence_labels(row)
         cam = np.clip(maps.resize(maps.unpack(row["cam"]), image.shape[:2]), 0, 1)
@@ -41,7 +42,7 @@ def affinity_labels(alpha_low: float, alpha_high: float, crf: CRFParams, rows: l
 
 
 def advise(crf: CRFParams, rows: list[Row]) -> list[Row]:
-    """Masks of `probs`, knowledge, and of its CRF, advice, at the image's size."""
+    """Add the masks at the image's size: knowledge from `probs`, and advice from `probs` after the CRF."""
     for row in rows:
         image, labels = codec.read_image(row["image"]), presence_labels(row)
         probs = maps.resize(maps.unpack(row["probs"]), image.shape[:2])
@@ -51,12 +52,12 @@ def advise(crf: CRFParams, rows: list[Row]) -> list[Row]:
 
 
 def presence_labels(row: Row) -> np.ndarray:
-    """Background and the image's classes, uint8 (1 + n,)."""
+    """The indices of background and of the image's classes, uint8 (1 + n,)."""
     return np.array([0, *row["presence"]], np.uint8)
 
 
 def present_masks(models: tuple[str, ...], rows: list[Row]) -> list[Row]:
-    """Masks of the image's classes at its size, from each model's probabilities of them."""
+    """Each model's mask at the image's size, from its probabilities of background and the image's classes."""
     out = []
     for row in rows:
         size, labels = codec.read_image(row["image"]).shape[:2], presence_labels(row)
@@ -70,7 +71,7 @@ def segment(
 ) -> list[Row]:
     """Test-time masks of each model at the image's size, see `crf.segment_image`.
 
-    Their columns are the model's name, and with a CRF the model's name and the CRF's.
+    The column MODEL has the mask without a CRF, MODEL_NAME the mask after the CRF that `crfs` calls NAME.
     """
     out = []
     for row in rows:

@@ -21,13 +21,17 @@ from ssdd.training import trainer
 
 
 def start_of(session: Session, refined: Refined) -> Artifact:
-    """Where the trainings start, as `dynamic.init` says: the classifier's backbone or the static stage's network."""
+    """The weights that the trainings start from: `dynamic.init` chooses the static network or `seeds.start_of`."""
     return refined.net if session.config.dynamic.init == "static" else seeds.start_of(session, refined.seeds)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The trained segmentation networks, `SegmentationNet` state dicts (the dynamic one has more beside it)."""
+    """The trained networks. Each artifact has a `SegmentationNet`'s weights.
+
+    That of `dynamic` also has the weights of the DD-Nets and the sub branch, unless only published segmentation was
+    imported.
+    """
 
     refined: Refined
     dynamic: Artifact
@@ -35,22 +39,22 @@ class Models:
 
 
 def run(session: Session, refined: Refined, validate: Validation | None = None) -> Artifact:
-    """Train SSDD's segmentation network, with a CRF in every iteration, as `step.crf` says where.
+    """Train SSDD's segmentation network, with a CRF in every iteration; `step.crf` chooses where the CRF runs.
 
     Args:
         session: cluster, workspace, tracking.
-        refined: m^D0.
+        refined: the static stage's masks m^D0.
         validate: scores the network after every epoch.
     """
-    config, made = session.config, refined.seeds
+    config, seed_masks = session.config, refined.seeds
     if config.dynamic.weights:
-        return weight_import.dynamic(session, made.images.classes)
+        return weight_import.dynamic(session, seed_masks.images.classes)
     start = start_of(session, refined)
     recipe = {
         "refined": refined.artifact,
         "start": start,
         "network": config.network,
-        # The fields of the baselines change nothing here.
+        # The baselines' fields do not change this training.
         "dynamic": replace(config.dynamic, baseline="advice", baseline_epochs=None, baseline_lr=None),
         "seed": config.seed,
     }
@@ -72,35 +76,35 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
         task = DynamicTask(
             network=config.network,
             dynamic=config.dynamic,
-            classes=len(made.images.classes),
+            classes=len(seed_masks.images.classes),
             start=start,
             crf=backends[crf],
         )
-        tables = [made.images.table, refined.table]
+        tables = [seed_masks.images.table, refined.table]
         return trainer.run(session, "dynamic", recipe, task, tables, validate)  # type: ignore[arg-type]
     finally:
         pool.close()
 
 
 def run_fixed(session: Session, refined: Refined, column: str, name: str | None = None) -> Artifact:
-    """The same network, trained on fixed masks.
+    """Train the same network on fixed masks.
 
     Args:
         session: cluster, workspace, tracking.
-        refined: m^D0 and its seeds.
+        refined: m^D0, with the knowledge and advice that it was made from.
         column: the masks: `knowledge`, `advice` (PSA retrained) or `refined`.
-        name: of the artifact. Default: `baseline` for advice, `baseline_COLUMN` for the others.
+        name: the artifact's name. Default: `baseline` for advice, `baseline_COLUMN` for the others.
     """
-    config, made = session.config, refined.seeds
+    config, seed_masks = session.config, refined.seeds
     start = start_of(session, refined)
     task = FixedTask(
         network=config.network,
         train=config.dynamic.baseline_train,
-        classes=len(made.images.classes),
+        classes=len(seed_masks.images.classes),
         start=start,
         column=column,
     )
-    table, masks = (refined.table, refined.artifact) if column == "refined" else (made.table, made.artifact)
+    table, masks = (refined.table, refined.artifact) if column == "refined" else (seed_masks.table, seed_masks.artifact)
     recipe = {
         "masks": masks,
         "column": column,
@@ -110,14 +114,14 @@ def run_fixed(session: Session, refined: Refined, column: str, name: str | None 
         "seed": config.seed,
     }
     default = "baseline" if column == "advice" else f"baseline_{column}"
-    return trainer.run(session, name or default, recipe, task, [made.images.table, table])
+    return trainer.run(session, name or default, recipe, task, [seed_masks.images.table, table])
 
 
 def relabel(session: Session, models: Models) -> Seeds:
-    """Another round's knowledge and advice: the dynamic network's masks of the training images, and their CRF."""
-    config, made = session.config, models.refined.seeds
+    """The next round's knowledge and advice: the dynamic network's masks of the training list, without and with CRF."""
+    config, seed_masks = session.config, models.refined.seeds
     recipe = {
-        "images": made.images.artifact,
+        "images": seed_masks.images.artifact,
         "model": models.dynamic,
         "evaluate": (config.evaluate.size, config.evaluate.scales, config.evaluate.mirror, config.evaluate.full_size),
         "crf": config.crf,
@@ -125,13 +129,13 @@ def relabel(session: Session, models: Models) -> Seeds:
     model = {"probs": models.dynamic.path}
     infer = partial(
         pipelines.infer,
-        [made.images.table],
+        [seed_masks.images.table],
         ["image", "presence"],
         partial(
             PredictStage,
             network=config.network,
             evaluate=config.evaluate,
-            classes=len(made.images.classes),
+            classes=len(seed_masks.images.classes),
             models=model,
             present_only=True,
         ),
@@ -139,5 +143,5 @@ def relabel(session: Session, models: Models) -> Seeds:
         config.inference_batch,
         session.plan,
     )
-    table, artifact = session.build_table("relabelled", recipe, made.images.table.parts, SEED_SCHEMA, infer)
-    return Seeds(made.images, table, artifact, made.classifier)
+    table, artifact = session.build_table("relabelled", recipe, seed_masks.images.table.parts, SEED_SCHEMA, infer)
+    return Seeds(seed_masks.images, table, artifact, seed_masks.classifier)

@@ -1,4 +1,4 @@
-"""Stage 4: mean IoU of knowledge, advice and m^D0 on the training list, and of the models on another one."""
+"""Stage 4: mean IoU of knowledge, advice and m^D0 on the training list, and of the models on the scored list."""
 
 import io
 import math
@@ -30,15 +30,16 @@ from ssdd.storage.artifacts import Artifact, whole
 from ssdd.storage.paths import AnyPath, relative
 from ssdd.storage.tables import Row, Table, read_joined
 
-_DRAWING = threading.Lock()  # matplotlib's text parser is one for all threads, and a comparison has several
+_DRAWING = threading.Lock()  # a comparison draws in several threads, which share matplotlib's text parser
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of an image list, and the mean IoU of each of its images, by which pictures are chosen."""
+    """Scores of an image list, and each image's mean IoU, which decides which images the pictures show."""
 
     scores: Scores
     images: dict[str, dict[str, float]]
+    """Image id -> mask column -> mean IoU in 0..1."""
 
 
 def score(
@@ -48,14 +49,14 @@ def score(
     classes: tuple[str, ...],
     report: DifferenceReport | None = None,
 ) -> Scored:
-    """Scores of mask columns against `truth`; empty where no true mask has a foreground class.
+    """Compare mask columns with `truth`. The scores are empty if no true mask has a foreground class.
 
     Args:
-        prefix: of the scores' names.
-        joined: tables with `truth` and the columns.
-        columns: of masks.
+        prefix: the first part of the scores' names.
+        joined: tables, read side by side, that have `truth` and the columns.
+        columns: names of the mask columns.
         classes: names, background first.
-        report: gets knowledge, advice and, where the tables have them, the difference maps of every image.
+        report: collects knowledge, advice and, if the last table has them, the difference maps of every image.
     """
     columns = list(columns)
     totals = {column: ConfusionMatrix(len(classes)) for column in columns}
@@ -68,10 +69,10 @@ def score(
         masks = {column: codec.read_mask(row[column]) for column in columns}
         per_image[row["image_id"]] = {}
         for column, mask in masks.items():
-            own = ConfusionMatrix(len(classes))
-            own.update(mask, truth)
-            totals[column].counts += own.counts
-            per_image[row["image_id"]][column] = own.mean_iou()
+            image_matrix = ConfusionMatrix(len(classes))
+            image_matrix.update(mask, truth)
+            totals[column].counts += image_matrix.counts
+            per_image[row["image_id"]][column] = image_matrix.mean_iou()
         if report:
             names = ("d_knowledge", "d_advice") if has_maps else ()
             d = [maps.resize(maps.unpack_unit(row[name]), truth.shape) for name in names]
@@ -84,7 +85,7 @@ def score(
 def scores_of(
     prefix: str, totals: dict[str, ConfusionMatrix], classes: tuple[str, ...], report: DifferenceReport | None = None
 ) -> Scores:
-    """The scores of masks from their confusion matrices, under the names PREFIX.MASK."""
+    """Compute the scores PREFIX.MASK from the confusion matrix of each mask."""
     iou = {name: [None if math.isnan(v) else 100 * float(v) for v in m.iou()] for name, m in totals.items()}
     foreground = {f"{prefix}.{name}": m.foreground_ratio() for name, m in totals.items()}
     return Scores(
@@ -95,17 +96,17 @@ def scores_of(
     )
 
 
-def score_seeds(session: Session, made: Seeds) -> Scores:
-    """`train.knowledge` and `train.advice`."""
-    report = DifferenceReport(len(made.images.classes))
-    tables = [made.images.table, made.table]
-    scores = score("train", tables, ("knowledge", "advice"), made.images.classes, report).scores
+def score_seeds(session: Session, seed_masks: Seeds) -> Scores:
+    """Score knowledge and advice as `train.knowledge` and `train.advice`."""
+    report = DifferenceReport(len(seed_masks.images.classes))
+    tables = [seed_masks.images.table, seed_masks.table]
+    scores = score("train", tables, ("knowledge", "advice"), seed_masks.images.classes, report).scores
     session.tracker.metrics(scores.flat())
     return scores
 
 
 def score_refined(session: Session, refined: Refined) -> Scores:
-    """`train.knowledge`, `train.advice`, `train.refined`, what the difference offers, and pictures like Fig. 7."""
+    """Score knowledge, advice and m^D0 as `train.*`, measure where masks differ, and draw pictures like Fig. 7."""
     classes = refined.seeds.images.classes
     tables = [refined.seeds.images.table, refined.seeds.table, refined.table]
     columns = ("knowledge", "advice", "refined")
@@ -123,7 +124,7 @@ def score_refined(session: Session, refined: Refined) -> Scores:
 
 
 def export_refined(refined: Refined, folder: AnyPath) -> None:
-    """The refined masks as ID.png in a new folder, which appears when it is whole."""
+    """Write the refined masks as ID.png into a new folder, which appears only when it is complete."""
     with whole(folder) as aside:
         aside.mkdir()
         for row in refined.table:
@@ -131,7 +132,7 @@ def export_refined(refined: Refined, folder: AnyPath) -> None:
 
 
 def open_split(session: Session) -> Images | None:
-    """The images to score on; None where the data has no `val` list and no other was asked for."""
+    """The images to score the models on. None if the data has no list `val` and no other list was chosen."""
     split = session.config.split
     if split == "val" and split not in images.open_data(session).lists():
         session.console.line("the data has no image list `val`: the models will not be scored")
@@ -148,28 +149,29 @@ def score_models(
     name: str,
     submission: AnyPath | None = None,
 ) -> Scores:
-    """Predict an image list with several models, without and with CRFs; score where there are true masks.
+    """Predict an image list with several models, without and with CRFs, and score the images that have true masks.
 
     Args:
         session: cluster, workspace, tracking.
         test: the images.
-        models: folders of the models by name.
-        network: their configuration.
-        classes: that they were trained for.
-        name: of the images, for the picture's file.
-        submission: where to write `dynamic_crf` for VOC's test server.
+        models: each model's folder, by the model's name.
+        network: the models' network configuration.
+        classes: the classes that the models were trained on, background first.
+        name: the last part of the picture's file name, `predictions-NAME.png`.
+        submission: path of the archive to write for VOC's test server, with the masks `dynamic_crf`; None: no archive.
     """
     if test.classes != classes:
         raise ConfigError(
-            f"the models know the classes {', '.join(classes)}, but the data has {', '.join(test.classes)}; "
-            "give a folder whose classes.txt names the same ones in the same order"
+            f"the models were trained on the classes {', '.join(classes)}, but the data has {', '.join(test.classes)}; "
+            "give --data a folder whose classes.txt names the same classes in the same order"
         )
     config = session.config
     crfs = {"crf": config.crf} | ({"gentle": config.gentle_crf} if config.evaluate.gentle else {})
     recipe = {
         "images": test.artifact,
         "models": {name: path.name for name, path in models.items()},
-        "evaluate": replace(config.evaluate, train_images=0, panels=0, show_data=True),  # which do not change the masks
+        # These three fields do not change the masks.
+        "evaluate": replace(config.evaluate, train_images=0, panels=0, show_data=True),
         "crfs": crfs,
     }
     infer = partial(
@@ -203,7 +205,7 @@ def score_models(
 
 
 def write_submission(table: Table, column: str, path: AnyPath) -> None:
-    """An archive as VOC's test server takes it: results/VOC2012/Segmentation/comp6_test_cls/ID.png."""
+    """Write masks as an archive for VOC's test server: results/VOC2012/Segmentation/comp6_test_cls/ID.png."""
     with whole(path) as aside, tarfile.open(aside, "w:gz") as archive:
         for row in table:
             entry = tarfile.TarInfo(f"results/VOC2012/Segmentation/comp6_test_cls/{row['image_id']}.png")
@@ -212,7 +214,7 @@ def write_submission(table: Table, column: str, path: AnyPath) -> None:
 
 
 def rows_of(joined: list[Table], columns: list[str], parts: Iterable[int] | None = None) -> Iterator[Row]:
-    """The rows of tables side by side; of all parts if `parts` is None."""
+    """The joined rows of several tables. `parts`: the numbers of the parts to read; None: all parts."""
     for part in range(len(joined[0].parts)) if parts is None else parts:
         yield from read_joined(joined, part, columns)
 
@@ -220,23 +222,26 @@ def rows_of(joined: list[Table], columns: list[str], parts: Iterable[int] | None
 def _spread(
     joined: list[Table], scored: Scored, gain: Callable[[dict[str, float]], float], session: Session
 ) -> list[Row]:
-    """Images at equal steps from the greatest gain to the greatest loss, so that failures are shown as well."""
-    wanted = session.config.evaluate.panels
+    """Choose the images of a picture, at equal steps from the greatest gain to the greatest loss.
+
+    So pictures also show failures. Without true masks, the first images are chosen.
+    """
+    count = session.config.evaluate.panels
     if scored.images:
         order = sorted(scored.images, key=lambda i: (gain(scored.images[i]), i), reverse=True)
-        steps = np.linspace(0, len(order) - 1, min(wanted, len(order))).round().astype(int)
+        steps = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
         chosen = [order[i] for i in steps]
     else:
-        chosen = [i for ids in joined[0].parts for i in ids][:wanted]
+        chosen = [i for ids in joined[0].parts for i in ids][:count]
     everything = [c for t in joined for c in t.columns() if c != "image_id"]
     wanted_ids = set(chosen)
-    parts = [k for k, ids in enumerate(joined[0].parts) if wanted_ids.intersection(ids)]  # the others stay unread
-    found = {row["image_id"]: row for row in rows_of(joined, everything, parts) if row["image_id"] in wanted_ids}
-    return [found[i] for i in chosen]
+    parts = [k for k, ids in enumerate(joined[0].parts) if wanted_ids.intersection(ids)]  # other parts are not read
+    by_id = {row["image_id"]: row for row in rows_of(joined, everything, parts) if row["image_id"] in wanted_ids}
+    return [by_id[i] for i in chosen]
 
 
 def _save(session: Session, draw: Callable[[], Any], name: str, source: Artifact) -> None:
-    """Write a picture of an artifact, whose name stands in the file."""
+    """Draw and write a picture. The PNG's metadata contain the name of the artifact that the picture shows."""
     name += session.part
     path = session.workspace / "figures" / f"{name}.png"
     with _DRAWING:

@@ -1,4 +1,4 @@
-"""Stage 0: a checked image list as a table: encoded image, image-level labels and, for evaluation, the true mask."""
+"""Stage 0: check an image list and store it as a table of encoded images, image-level labels and true masks."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,32 +41,34 @@ class Images:
 
 
 def open_data(session: Session) -> VOCFolder:
-    """The folder that the configuration names, or the embedded data set, drawn into the workspace."""
+    """The configuration's data folder, or else the embedded data set, which is drawn into the workspace."""
     path = data_path(session.config)
     if path is not None:
         return voc.open_folder(path)
     try:
         return voc.open_folder(synthetic.generate(disk_beside(session.workspace) / "embedded"))
     except FileExistsError as error:
-        raise ConfigError(f"{error}; delete that folder, it will be drawn again") from error
+        raise ConfigError(f"{error}; delete that folder, and it is drawn again") from error
 
 
 def data_path(config: Config) -> AnyPath | None:
-    """The folder that the configuration names, absolute; None for the embedded data set."""
+    """The absolute path of the configuration's data folder; None for the embedded data set."""
     return None if config.data is None else resolve(config.data, default="data", flag="--data")
 
 
 def located(config: Config) -> Config:
-    """The same configuration with its data by an absolute path."""
+    """The same configuration with an absolute path to its data."""
     return replace(config, data=data_path(config))
 
 
 def run(session: Session, split: str, need_labels: bool = True) -> Images:
-    """The table of one image list: `image_id`, `image` (file bytes), `presence` (foreground classes), `truth`.
+    """The table of one image list: `image_id`, `image` and `truth` (file bytes), `presence` (foreground classes).
+
+    `truth` is None for an image without a true mask.
 
     Raises:
         problems.DataError: lists everything that is wrong with the folder, before anything else runs. With
-            `skip_broken`, images that something is wrong with are left out instead, and listed in the artifact.
+            `skip_broken`, images that have a problem are left out instead, and the artifact lists them.
     """
     folder, config = open_data(session), session.config
     name, skip, options = f"images-{split}", config.skip_broken, ReadOptions.of(config)
@@ -82,11 +84,11 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         examined = records.examine(folder, split, need_labels=need_labels, options=options)
         examined.check(skip)
         if examined.problems:
-            every = listing(examined.title, examined.problems, shown=len(examined.problems))
-            (path / SKIPPED).write_text(f"{every}\n")
+            full_list = listing(examined.title, examined.problems, shown=len(examined.problems))
+            (path / SKIPPED).write_text(f"{full_list}\n")
         if examined.warnings:
             (path / WARNINGS).write_text("".join(f"{warning}\n" for warning in examined.warnings))
-        # In random order: what users number by class must not come class by class.
+        # Shuffle the list, which may be sorted by class, so that no part has a single class.
         order = np.random.default_rng(0).permutation(len(examined.records))
         shuffled = [examined.records[i] for i in order]
         parts = cut([record.image_id for record in shuffled], config.part_size)
@@ -100,7 +102,7 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
     if skipped.exists():
         count = len(voc.read_split(folder, split)) - table.rows
         where = relative(skipped, session.workspace)
-        session.console.line(f"[{name}] {count} images left out, {table.rows} remain; why: {where}")
+        session.console.line(f"[{name}] {count} images left out, {table.rows} remain; for the reasons see {where}")
         session.tracker.metrics({f"skipped.{split}": count})
     warnings = artifact.path / WARNINGS
     if warnings.exists():
@@ -110,7 +112,7 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
 
 
 def has_truth(table: Table) -> bool:
-    """Whether any image of a list has a true mask with a foreground class; no part is read after the first with one."""
+    """Whether any true mask of a list has a foreground class. Reading stops after the part with the first such mask."""
     rows = (row for part in range(len(table.parts)) for row in table.read(part, ["truth"]))
     truths = (codec.read_mask(row["truth"]) for row in rows if row["truth"] is not None)
     return any(bool(((truth > 0) & (truth != IGNORE)).any()) for truth in truths)

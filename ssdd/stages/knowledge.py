@@ -1,4 +1,4 @@
-"""Knowledge and advice of the training list: PSA's seeds, or two folders of masks or class maps of another method."""
+"""Knowledge and advice of the training list: PSA's seed masks, or two folders of another method's masks or maps."""
 
 from functools import partial
 from typing import Any
@@ -21,12 +21,12 @@ SCHEMA = pa.schema([("image_id", pa.string()), ("knowledge", pa.binary()), ("adv
 
 
 def run(session: Session) -> Seeds:
-    """The masks in the folders that the configuration names, else PSA's."""
+    """Knowledge and advice from the folders that the configuration names, or else from PSA."""
     knowledge, advice = session.config.knowledge, session.config.advice
     if knowledge is None or advice is None:
         return seeds.run(session)
     train = images.run(session, session.config.train_split)
-    return given(
+    return from_folders(
         session,
         train,
         {
@@ -36,8 +36,10 @@ def run(session: Session) -> Seeds:
     )
 
 
-def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds:
-    """Masks ID.png or class maps ID.npy of two folders, as `Seeds` whose networks start from ImageNet's backbone.
+def from_folders(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds:
+    """Make `Seeds` from two folders with masks ID.png or class maps ID.npy.
+
+    These have no classifier, so later stages start from other weights, see `seeds.start_of`.
 
     Raises:
         problems.DataError: lists every file that is missing or unreadable, or does not fit its image or the classes,
@@ -48,20 +50,21 @@ def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds
     parts = range(len(train.table.parts))
     presence = [row["presence"] for part in parts for row in train.table.read(part, ["presence"])]
     options, background = ReadOptions.of(session.config), session.config.maps_background
-    found, warnings = records.find_masks(folder, ids, *folders.values(), presence=presence, options=options)
+    files_of_each, warnings = records.find_masks(folder, ids, *folders.values(), presence=presence, options=options)
     for warning in warnings:
         session.console.line(f"warning: {warning}")
-    files = dict(zip(folders, found, strict=True))
+    files = dict(zip(folders, files_of_each, strict=True))
     recipe: dict[str, Any] = {"images": train.artifact}
     recipe |= {name: voc.stats([mask.path for mask in masks]) for name, masks in files.items()}
     score = f"(1 - the highest map)^{background:g}" if background >= 1 else f"{background:g}"
     for name, masks in files.items():
-        scored = sum(mask.maps == "classes" for mask in masks)
-        if scored:
+        without_background = sum(mask.maps == "classes" for mask in masks)
+        if without_background:
             recipe["background"] = background
-            session.console.line(f"{name}: {scored} class maps, the background's score is {score}")
+            session.console.line(f"{name}: {without_background} class maps, the background's score is {score}")
         if any(mask.maps == "all" for mask in masks):
-            session.console.line(f"{name}: {len(masks) - scored} class maps with a map of the background")
+            with_background = len(masks) - without_background
+            session.console.line(f"{name}: {with_background} class maps with a map of the background")
 
     def row(i: int) -> Row:
         return {"image_id": ids[i]} | {name: _encoded(masks[i], background) for name, masks in files.items()}
@@ -72,7 +75,7 @@ def given(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds
 
 
 def _encoded(mask: OtherMask, background: float) -> bytes:
-    """The mask as a PNG."""
+    """The mask as the bytes of a PNG file."""
     if not mask.maps:
         return mask.path.read_bytes()
     width, height = mask.size
@@ -83,8 +86,8 @@ def mask_of(scores: ClassMaps, background: float, size: tuple[int, int]) -> np.n
     """The class with the highest score at each pixel, uint8 (*size).
 
     Args:
-        scores: of the classes; other shapes than `size` are resized.
-        background: its score where it has no map, see `Config.maps_background`.
+        scores: maps of the classes; they are resized if they do not have `size`.
+        background: the background's score if `scores` has no map of it, see `Config.maps_background`.
         size: height and width.
     """
     if not scores.classes:

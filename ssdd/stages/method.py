@@ -1,4 +1,4 @@
-"""The whole method: seeds, static and dynamic refinement in one or more rounds, scores; and scoring it again later."""
+"""The whole method: seed masks, static and dynamic refinement in one or more rounds; scores, also later (`rescore`)."""
 
 from ssdd.config import ConfigError
 from ssdd.fields import from_dict
@@ -23,12 +23,12 @@ from ssdd.storage.paths import AnyPath
 
 
 def run(session: Session) -> Scores:
-    """Everything: trains what is missing, then scores it; writes `metrics.json`, the pictures and `report.html`."""
-    test = evaluate.open_split(session)  # first, so that what is wrong with it shows before anything is trained
+    """Train the missing networks, score all of them, and write `metrics.json`, the pictures and `report.html`."""
+    test = evaluate.open_split(session)  # first, so that its errors appear before any training
     weight_import.convert_all(session)
-    made = knowledge.run(session)
-    models, scores = _rounds(session, made)
-    classes, split = made.images.classes, session.config.split
+    seed_masks = knowledge.run(session)
+    models, scores = _rounds(session, seed_masks)
+    classes, split = seed_masks.images.classes, session.config.split
     trained = {"baseline": models.baseline, "dynamic": models.dynamic}
     scores |= training_images.run(session, models.refined, trained)
     if test is not None:
@@ -40,10 +40,10 @@ def run(session: Session) -> Scores:
     return scores
 
 
-def _rounds(session: Session, made: Seeds) -> tuple[Models, Scores]:
-    """The static and the dynamic stage, again on the dynamic network's own masks for each further round."""
+def _rounds(session: Session, seed_masks: Seeds) -> tuple[Models, Scores]:
+    """Run the static and the dynamic stage; each further round repeats both on the dynamic network's masks."""
     config = session.config
-    refined = static.run(session, made)
+    refined = static.run(session, seed_masks)
     scores = evaluate.score_refined(session, refined)
     models = Models(
         refined, dynamic.run(session, refined), dynamic.run_fixed(session, refined, session.config.dynamic.baseline)
@@ -51,37 +51,37 @@ def _rounds(session: Session, made: Seeds) -> tuple[Models, Scores]:
     earlier: dict[str, float] = {}
     for number in range(2, config.rounds + 1):
         earlier |= {f"round{number - 1}.{name}": value for name, value in scores.mean.items()}
-        with session.child(config, f"round {number}", session.plan) as own:
-            refined = static.run(own, dynamic.relabel(own, models))
-            scores = evaluate.score_refined(own, refined)
-            models = Models(refined, dynamic.run(own, refined), models.baseline)
+        with session.child(config, f"round {number}", session.plan) as this_round:
+            refined = static.run(this_round, dynamic.relabel(this_round, models))
+            scores = evaluate.score_refined(this_round, refined)
+            models = Models(refined, dynamic.run(this_round, refined), models.baseline)
     return models, Scores(earlier, {}) | scores
 
 
 def rescore(session: Session, submission: AnyPath | None = None, train: bool = False) -> Scores:
     """Score the workspace's models on the configured data and split.
 
-    Scores of the training's own data and split replace those in `metrics.json`; others are written to
-    `metrics-FOLDER-SPLIT.json`, their report to `report-FOLDER-SPLIT.html`, and their picture to
-    `predictions-FOLDER-SPLIT.png`.
+    On the training's own data and split, the scores replace the earlier ones in `metrics.json`. Otherwise they are
+    written to `metrics-FOLDER-SPLIT.json`, the report to `report-FOLDER-SPLIT.html`, and the picture to
+    `figures/predictions-FOLDER-SPLIT.png`.
 
     Args:
         session: cluster, workspace, tracking.
-        submission: the archive for VOC's test server to write, of `dynamic_crf`.
-        train: first train where nothing was trained there.
+        submission: path of the archive to write for VOC's test server, with the masks `dynamic_crf`; None: no archive.
+        train: train first if no training has finished in the workspace.
 
     Raises:
-        ConfigError: nothing was trained there, and `dynamic.weights` names no published files.
+        ConfigError: no training has finished in the workspace, `train` is False, and `dynamic.weights` is empty.
     """
     config = session.config
     split = config.split
     if submission:
         submission = resolve(submission, default="results.tgz", flag="--submission")
         if submission.is_dir():
-            raise ConfigError(f"--submission {submission}: is a folder; name a file in it, results.tgz say")
+            raise ConfigError(f"--submission {submission}: is a folder; name a file in it, for example results.tgz")
     if train and not config.dynamic.weights and checkpoints.recall(session.workspace) is None:
         if submission:
-            images.run(session, split, need_labels=False)  # missing images are to show before anything is trained
+            images.run(session, split, need_labels=False)  # reports missing images before any training
         scores = run(session)
         if not submission:
             return scores
@@ -106,11 +106,11 @@ def rescore(session: Session, submission: AnyPath | None = None, train: bool = F
 
 
 def find_trained(workspace: AnyPath) -> Trained:
-    """What the workspace has trained last. ConfigError where there is nothing, or of another version."""
+    """The workspace's last finished training. ConfigError if there is none, or if another version wrote it."""
     trained = checkpoints.recall(workspace)
     if trained is None:
         raise ConfigError(
-            f"--workspace {workspace}: nothing was trained there to its end ({checkpoints.TRAINED} is missing); check "
-            "the path, or give --train to train there first"
+            f"--workspace {workspace}: nothing was trained there, or not to the end: {checkpoints.TRAINED} is missing; "
+            "check the path, or give --train to train there first"
         )
     return trained

@@ -1,4 +1,4 @@
-"""Masks of any photographs by a trained network, streamed through Ray Data; a run goes on where it was interrupted."""
+"""Segment any photographs with a trained network, through Ray Data. A run continues where it was interrupted."""
 
 import contextlib
 import hashlib
@@ -50,47 +50,48 @@ SCHEMA = pa.schema(
     ]
 )
 PART_ROWS = 1000
-"""A part of the table has at most so many rows."""
+"""The largest number of rows in a part of the table."""
 READ_AT_ONCE = 64
-"""Photographs that one reading task gives, at most."""
+"""The largest number of photographs that one task reads."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the driver needs of a network."""
+    """What the driver needs to know about a network."""
 
     identity: str
     config: Config
     classes: tuple[str, ...]
     takes_batches: bool
-    """False for one that gives probabilities of the photograph's size, a lot of memory."""
+    """False for an ONNX or torch export: its probabilities have the photograph's size, so a batch takes much memory."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did."""
+    """The result of a run."""
 
     predicted: int
     failed: list[str]
-    """Of the photographs that could not be used, the first ones with the reason."""
+    """Up to ten photographs that could not be used, each with the reason."""
     failures: int
+    """Number of photographs that could not be used."""
     folder: AnyPath
 
     def lines(self) -> list[str]:
         """For a terminal."""
         lines = [f"{self.predicted} new masks in {self.folder / MASKS}; table {self.folder / TABLE}"]
         if self.failures:
-            lines.append(f"{self.failures} photographs could not be used; the table's column `error` says why:")
+            lines.append(f"{self.failures} photographs could not be used; the table's column `error` has the reasons:")
             lines += [f"  {text}" for text in self.failed]
         return lines
 
 
 def run(config: PredictConfig) -> Summary:
-    """Write a mask for each photograph that has none yet, and a table of them all.
+    """Write a mask for each photograph that has none yet, and a table of all photographs.
 
     Raises:
-        ConfigError: there is no such model, or the output folder belongs to another one or to other options.
-        problems.DataError: no photographs, or photographs without a line in the labels.
+        ConfigError: there is no such model, or the output folder was made with another model or other options.
+        problems.DataError: there are no photographs, or some have no line in the labels file.
         CrashError: processes die again and again on the same photographs.
     """
     _validate(config)
@@ -101,7 +102,7 @@ def run(config: PredictConfig) -> Summary:
     )
     network = segmenter.load(config.model, config.network, config.preset)
     model = Model(network.identity, network.config, network.classes, isinstance(network.net, SegmentationNet))
-    del network  # the actors load it
+    del network  # the actors load their own
     if config.max_pixels is None:
         config = replace(config, max_pixels=model.config.max_pixels)
     try:
@@ -117,23 +118,25 @@ def run(config: PredictConfig) -> Summary:
         write_text(config.output / RECORD, json.dumps(record, indent=1))
         console, table = Console(), _Table(config.output / TABLE)
         if listed.others:
-            console.line(f"{listed.others} files of {listed.root} have another suffix and are left out")
+            console.line(f"{listed.others} files in {listed.root} are left out: their suffix is not a photograph's")
         finished, taken = table.finished()
         names = pa.array(listed.names)
-        left = pc.filter(names, pc.invert(pc.is_in(names, finished))).to_pylist()
-        if len(left) < len(names):
-            console.line(f"{len(names) - len(left)} of {len(names)} photographs are finished already")
-        # A finished photograph keeps its name without suffix from others, so that names do not depend on interruptions.
+        unfinished = pc.filter(names, pc.invert(pc.is_in(names, finished))).to_pylist()
+        if len(unfinished) < len(names):
+            console.line(f"{len(names) - len(unfinished)} of {len(names)} photographs are finished already")
+        # A finished `a/b.jpg` also reserves the output name `a/b`, even if its own output kept the suffix. So `a/b.png`
+        # gets the same output name with and without an interruption between the two.
         stems = {str(PurePosixPath(name).with_suffix("")) for name in finished.to_pylist()}
-        outputs = photographs.output_names(left, stems.union(taken.to_pylist()))
-        wanted = [Photograph(name, output, absent.get(name, ())) for name, output in zip(left, outputs, strict=True)]
+        outputs = photographs.output_names(unfinished, stems.union(taken.to_pylist()))
+        pairs = zip(unfinished, outputs, strict=True)
+        wanted = [Photograph(name, output, absent.get(name, ())) for name, output in pairs]
         if not wanted:
             return Summary(0, [], 0, config.output)
         return _predict(config, model, listed.root, wanted, table, console)
 
 
 def _validate(config: PredictConfig) -> None:
-    """Refuse values that cannot work. Raises ConfigError."""
+    """Raise ConfigError for values that cannot work."""
     if not 0 <= config.below <= 1:
         raise ConfigError(f"--below {config.below}: must lie in 0..1")
     for name in ("batch", "max_pixels", "num_cpus", "workers"):
@@ -155,7 +158,7 @@ def _predict(
         replace(training, num_cpus=config.num_cpus, workers=config.workers, gpus=config.gpus), trains=False
     )
     aside = config.output / ASIDE
-    paths.remove(aside)  # files of a run that was killed
+    paths.remove(aside)  # unfinished files of a run that was killed
     if isinstance(aside, Path):
         aside.mkdir()
     size = max(1, min(READ_AT_ONCE, -(-count // (4 * max(plan.workers, plan.data_tasks)))))
@@ -176,7 +179,7 @@ def _predict(
         ids=lambda item: [photograph.name for photograph in item],
         rows=count,
     )
-    console.line(f"{count} photographs on {plan.workers} network process(es) and {plan.crf_actors} for masks and files")
+    console.line(f"{count} photographs; {plan.workers} process(es) run the network, {plan.crf_actors} write the masks")
     batch = config.batch if model.takes_batches else 1
     rows = pipelines.run(source, partial(PredictNetwork, config, model.identity), finish, batch, plan)
     failed: list[str] = []
@@ -187,7 +190,7 @@ def _predict(
             failures += 1
             if len(failed) < 10:
                 failed.append(f"{row['path']}: {row['error']}")
-        begun = begun or time.monotonic()  # without the start of the processes
+        begun = begun or time.monotonic()  # do not count the start of the processes
         rate = (number - 1) / max(time.monotonic() - begun, 1e-3)
         report(number, count, f"{rate:.1f} images/s")
     paths.remove(aside)
@@ -195,14 +198,14 @@ def _predict(
 
 
 class PredictNetwork:
-    """Network actor: photographs as bytes -> `probs`, see `Segmenter.packed`."""
+    """Network actor: file bytes of photographs -> `probs`, see `Segmenter.packed`."""
 
     def __init__(self, config: PredictConfig, identity: str):
         self.segmenter = segmenter.load(config.model, config.network, config.preset)
         if self.segmenter.identity != identity:
             raise ConfigError(
-                f"--model {config.model}: is now {self.segmenter.identity}, at the start it was {identity}; "
-                "a job has trained there meanwhile: name another --output"
+                f"--model {config.model}: is now {self.segmenter.identity}, but was {identity} at the start, because a "
+                "job has trained there in the meantime; name another --output"
             )
         self.max_pixels = config.max_pixels or self.segmenter.config.max_pixels
 
@@ -219,10 +222,10 @@ class PredictNetwork:
 
 
 class _Table:
-    """A folder of Parquet parts; each part is there when it is whole, and names finished photographs.
+    """A folder of Parquet parts with a row for each photograph that was tried; a part appears when it is complete.
 
-    What is not in a part is predicted again after a kill. So parts are short at first: a part holds what finishes in
-    10 seconds or a fiftieth of the time so far, at most 2 minutes.
+    After a kill, photographs that are in no part are predicted again, so parts are short at first. A part is written
+    when it has PART_ROWS rows, or after a fiftieth of the run's time so far (at least 10 seconds, at most 2 minutes).
     """
 
     def __init__(self, folder: AnyPath):
@@ -231,9 +234,10 @@ class _Table:
         self.parts = [name for name in names_in(folder) if name.startswith("part-")]
 
     def finished(self) -> tuple[pa.Array, pa.Array]:
-        """The photographs that have a row without an error, and what their outputs are called.
+        """The names of the photographs that have a row without an error, and the names of their outputs.
 
-        Rows with an error are deleted: those photographs are tried again. DamagedTableError names a damaged part.
+        Rows with an error are deleted, so that their photographs are tried again. Raises DamagedTableError for a
+        damaged part.
         """
         names, outputs = [], []
         for part in self.parts:
@@ -242,26 +246,26 @@ class _Table:
                     table = pq.read_table(stream, schema=SCHEMA)
             except pa.ArrowInvalid as error:
                 where = self.folder / part
-                raise DamagedTableError(f"{where}: {error}; delete it: its photographs are predicted again") from error
+                raise DamagedTableError(f"{where}: {error}; delete it to predict its photographs again") from error
             usable = table.filter(pc.equal(table["error"], ""))
             if usable.num_rows < table.num_rows:
                 self._write(part, usable)
             names.append(usable["path"])
             outputs.append(usable["output"])
-        chunks = [chunk for column in names for chunk in column.chunks]
-        ends = [chunk for column in outputs for chunk in column.chunks]
+        name_chunks = [chunk for column in names for chunk in column.chunks]
+        output_chunks = [chunk for column in outputs for chunk in column.chunks]
         empty = pa.array([], pa.string())
-        return pa.concat_arrays([empty, *chunks]), pa.concat_arrays([empty, *ends])
+        return pa.concat_arrays([empty, *name_chunks]), pa.concat_arrays([empty, *output_chunks])
 
     def written(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """The same rows, of which every part is written as soon as it is complete, and the last one at the end."""
+        """Pass the rows on, and write each part as soon as it is complete; the last part is written at the end."""
         number = 1 + max((int(name[5:-8]) for name in self.parts), default=-1)
         waiting: list[Row] = []
         start = last = 0.0
         for row in rows:
             waiting.append(row)
             now = time.monotonic()
-            start, last = start or now, last or now  # from the first row on
+            start, last = start or now, last or now  # time starts with the first row
             if len(waiting) >= PART_ROWS or now - last > min(120, max(10, (now - start) / 50)):
                 self._write(f"part-{number:06d}.parquet", pa.Table.from_pylist(waiting, schema=SCHEMA))
                 number, waiting, last = number + 1, [], now
@@ -275,9 +279,10 @@ class _Table:
 
 
 def _absent(names: list[str], path: AnyPath | None, classes: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """The foreground classes that each photograph does not have, by a file of labels; empty without one.
+    """The foreground classes that each photograph does not have, from a labels file; empty without a file.
 
-    A line of the file begins with the photograph's name, with or without suffix. DataError lists those without one.
+    A line of the file begins with the photograph's name, with or without suffix. DataError lists the photographs that
+    have no line.
     """
     if path is None:
         return {}
@@ -285,10 +290,10 @@ def _absent(names: list[str], path: AnyPath | None, classes: tuple[str, ...]) ->
     problems: list[Problem] = []
     absent = {}
     for name in names:
-        written = normal_form(name)  # the lines are in that form
-        stem = str(PurePosixPath(written).with_suffix(""))
+        normal_name = normal_form(name)  # as in `labels.rows`
+        stem = str(PurePosixPath(normal_name).with_suffix(""))
         with collecting(problems):
-            _, present = labels.of(written if written in (labels.rows or ()) else stem) or ("", [])
+            _, present = labels.of(normal_name if normal_name in (labels.rows or ()) else stem) or ("", [])
             absent[name] = tuple(sorted({*range(1, len(classes))} - {*present}))
     if problems:
         raise listing(f"--labels {path}", problems)
@@ -296,7 +301,7 @@ def _absent(names: list[str], path: AnyPath | None, classes: tuple[str, ...]) ->
 
 
 def _record(config: PredictConfig, model: Model, root: str) -> dict[str, Any]:
-    """What the masks of a folder are of, and how they were made."""
+    """The contents of `prediction.json`: the model, the input and the options that determine a folder's masks."""
     evaluate = to_dict(model.config.evaluate)
     labels = None if config.labels is None else hashlib.sha256(config.labels.read_bytes()).hexdigest()
     return {
@@ -315,7 +320,7 @@ def _record(config: PredictConfig, model: Model, root: str) -> dict[str, Any]:
 
 
 def _check_record(folder: AnyPath, record: dict[str, Any]) -> None:
-    """ConfigError where a folder has masks of something else, or other files."""
+    """Raise ConfigError if an output folder has masks that were made with other settings, or unrelated files."""
     path = folder / RECORD
     if not path.is_file():
         others = [name for name in names_in(folder) if not name.startswith(".")] if is_folder(folder) else []
@@ -326,7 +331,7 @@ def _check_record(folder: AnyPath, record: dict[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         different = [name for name, value in record.items() if before[name] != value]
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: is damaged or of another version ({error!r}); name another --output") from error
+        raise ConfigError(f"{path}: is damaged or from another version ({error!r}); name another --output") from error
     if different:
         name = different[0]
         raise ConfigError(
@@ -337,14 +342,14 @@ def _check_record(folder: AnyPath, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: AnyPath) -> Iterator[None]:
-    """For one run at a time that writes into a folder."""
+    """Lock an output folder, so that only one run at a time writes into it."""
     place = disk_beside(folder)
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise ConfigError(f"--output {folder}: another run writes there; wait for it") from None
+        raise ConfigError(f"--output {folder}: another run is writing there; wait until it ends") from None
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Photographs as rows of a pipeline, and their masks as files, for predict's CPU processes. Imports no torch."""
+"""The CPU part of predict: read photographs as rows of a pipeline, and write masks. This module imports no torch."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from ssdd.storage.tables import Row
 
 MASKS, OVERLAYS, PROBABILITIES, ASIDE = "masks", "overlays", "probabilities", ".unfinished"
 _LARGEST_JPEG = 65_500
-"""Pixels of a side."""
+"""Overlays with a longer side than this, in pixels, are written as PNG, because JPEG files cannot be much larger."""
 READ_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -33,20 +33,20 @@ READ_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Photograph:
-    """What is asked for of a photograph."""
+    """A photograph to segment."""
 
     name: str
-    """Its path below the root."""
+    """The photograph's path below the root."""
     output: str
     """The path of its mask below the folder of masks, without suffix."""
     absent: tuple[int, ...] = ()
-    """The foreground classes that it does not have."""
+    """The foreground classes that the photograph does not have."""
 
 
 def read(root: AnyPath, item: list[Photograph]) -> list[pa.Table]:
-    """The files of some photographs as rows; `error` says why one cannot be read.
+    """Read some photographs' files as rows; the column `error` has the reason if a file cannot be read.
 
-    RemoteError where a store gives none of several: then it is the store's fault and not theirs.
+    Raises RemoteError if `item` has several files and an object store gives none: the store has failed, not the files.
     """
     tables, refused = [], 0
     for photograph in item:
@@ -66,14 +66,15 @@ def read(root: AnyPath, item: list[Photograph]) -> list[pa.Table]:
 
 @dataclass(frozen=True, kw_only=True)
 class Finish:
-    """Rows with probabilities -> files, and what the table says of them. An error of a row is passed on.
+    """Write the output files of rows with probabilities, and return the rows of the predictions table.
 
-    A file is written beside the others and takes its place when it is whole.
+    For a row with an error, no files are written and the error is kept. A file on a disk gets its final
+    name when it is complete.
     """
 
     folder: AnyPath
     classes: tuple[str, ...]
-    """Names, background first."""
+    """Class names, background first."""
     crf: CRFParams | None
     min_probability: float
     sharpen: float
@@ -93,13 +94,13 @@ class Finish:
         try:
             return result | self._outputs(row)
         except (OSError, ValueError) as error:
-            # Of this photograph: Pillow's, or a name that is too long with its ending. Others are of the disk.
+            # Pillow's errors and too long file names concern this photograph only; other errors concern the disk.
             if getattr(error, "errno", None) not in (None, errno.ENAMETOOLONG):
                 raise
             return result | {"error": str(error)}
 
     def _outputs(self, row: Row) -> Row:
-        """Write the files of a row; what the table says of them."""
+        """Write the files of a row, and return its columns of the predictions table."""
         image = codec.read_photograph(row["image"], self.apply_exif)
         probs = without_absent(maps.resize(maps.unpack(row["probs"]), image.shape[:2]), row["absent"])
         largest = probs.max(0)
@@ -109,7 +110,7 @@ class Finish:
         output = row["output"]
         self._write(f"{MASKS}/{output}.png", codec.encode_mask(mask))
         if self.overlay:
-            from ssdd.reports import figures  # matplotlib takes a second
+            from ssdd.reports import figures  # importing matplotlib takes a second
 
             picture = figures.named_overlay(image, mask, self.classes)
             if max(mask.shape) <= _LARGEST_JPEG:
@@ -140,7 +141,7 @@ class Finish:
 
 
 def decode(rows: list[Row], apply_exif: bool, max_pixels: int) -> list[np.ndarray | None]:
-    """The photographs of rows, uint8 (H, W, 3) each; None, and `error` in the row, where one cannot be used."""
+    """Decode each row's photograph to uint8 (H, W, 3). If it cannot be used, give None and set `error` in the row."""
     decoded: list[np.ndarray | None] = []
     for row in rows:
         image = None

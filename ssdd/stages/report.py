@@ -1,4 +1,4 @@
-"""The scores of a job as `metrics.json`, and its `report.html`: gathered from its session, artifacts and pictures."""
+"""Write a job's scores as `metrics.json`, and a page with its scores, pictures and stages as `report.html`."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from ssdd.storage.paths import AnyPath, FilesIn, relative
 from ssdd.storage.tables import open_table
 from ssdd.versions import version
 
-_SHOWN = 200  # lines of a text about what was left out
+_SHOWN = 200  # the most lines of a notice that the report shows
 
 
 def metrics_path(session: Session, name: str = "") -> AnyPath:
@@ -31,7 +31,7 @@ def metrics_path(session: Session, name: str = "") -> AnyPath:
 
 
 def write(session: Session, scores: Scores, name: str = "") -> Scores:
-    """Write the scores to `metrics.json` and the report to `report.html`; with a name to `metrics-NAME.json`, ..."""
+    """Write `metrics.json` and `report.html`, or with a name `metrics-NAME.json` and `report-NAME.html`."""
     write_scores(metrics_path(session, name), scores)
     write_page(session, page.score_tables(scores), name)
     return scores
@@ -55,7 +55,7 @@ def _page(session: Session, tables: list[Table]) -> Page:
     lists = [artifact for artifact in artifacts if artifact.name.startswith("images-")]
     facts = {
         "preset": config.preset,
-        "data": str(images.data_path(config) or "the embedded data set, drawn"),
+        "data": str(images.data_path(config) or "the embedded data set (drawn)"),
         **{f"list {a.name.removeprefix('images-')}": f"{open_table(a.path).rows} images" for a in lists},
         "classes": ", ".join(dict.fromkeys(c for a in lists for c in _recipe(a)["classes"][1:])),
         "workspace": str(session.workspace),
@@ -76,7 +76,7 @@ def _page(session: Session, tables: list[Table]) -> Page:
 
 
 def _command(words: Sequence[str]) -> tuple[str, ...]:
-    """Its words as a shell takes them. The first one is a path, or `ssdd JOB`."""
+    """The command's words, quoted for a shell. The first word is a path or `ssdd JOB`, which stays unquoted."""
     program = words[0] if words[0].startswith("ssdd ") else shlex.quote(words[0])
     return (program, *map(shlex.quote, words[1:]))
 
@@ -86,7 +86,7 @@ def _stage(session: Session, artifact: Artifact) -> Stage:
     return Stage(
         name=f"{used.part}: {artifact.name}" if used and used.part else artifact.name,
         artifact=artifact.path.name,
-        made="made by this job" if used and used.ran else "reused",
+        origin="made by this job" if used and used.ran else "reused",
         seconds=about.get("seconds"),
         history=about.get("history", []),
     )
@@ -97,17 +97,18 @@ def _recipe(artifact: Artifact) -> dict:
 
 
 def _versions(commit: str | None) -> str:
-    def spelled(name: str) -> str:
+    def versioned(name: str) -> str:
         return f"{name} {version(name) or '(not installed as a package)'}"
 
-    named = [spelled("ssdd") + (f" (commit {commit[:10]})" if commit else ""), *map(spelled, ("torch", "ray"))]
+    named = [versioned("ssdd") + (f" (commit {commit[:10]})" if commit else ""), *map(versioned, ("torch", "ray"))]
     return ", ".join([*named, f"Python {platform.python_version()}"])
 
 
 def _pictures(session: Session, artifacts: set[str]) -> dict[str, bytes]:
-    """What this job drew, and what earlier ones drew of the same artifacts; of these none where data may not be shown.
+    """The pictures that this job drew, and earlier jobs' pictures of the same artifacts.
 
-    Of one artifact, there is one picture of a kind.
+    An earlier picture is left out if `evaluate.show_data` is False, or if there is already one of the same kind for the
+    same artifact.
     """
     folder = session.workspace / "figures"
     earlier = [n for n in FilesIn(folder).names() if n.endswith(".png")] if session.config.evaluate.show_data else []
@@ -125,7 +126,7 @@ def _pictures(session: Session, artifacts: set[str]) -> dict[str, bytes]:
 
 
 def _notices(session: Session, lists: list[Artifact]) -> dict[str, str]:
-    """What was left out of the image lists, and what looks wrong in them."""
+    """The left-out images and the warnings of each image list, as texts by title."""
     out = {}
     for artifact in lists:
         name = artifact.name.removeprefix("images-")

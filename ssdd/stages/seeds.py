@@ -1,4 +1,4 @@
-"""Stage 1: PSA's seeds. Classifier -> CAM -> AffinityNet -> random walk: knowledge p^K0; its CRF: advice p^A0."""
+"""Stage 1: classifier, CAMs, AffinityNet and random walk make knowledge p^K0 as in PSA, and a CRF makes advice p^A0."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -37,22 +37,25 @@ class Seeds:
 
     images: Images
     table: Table
-    """`probs` (presence labels, half precision, stride 8), `knowledge` and `advice` (masks at the image's size)."""
+    """Masks `knowledge` and `advice` at the image's size. Unless the masks were given by the user, also `probs`: the
+    probabilities of background and the image's classes, in half precision (PSA's at stride 8)."""
     artifact: Artifact
     classifier: Artifact | None
-    """Initialises the backbones of the later stages (sec. 5.1); None for masks that were given, see `start_of`."""
+    """Initialises the backbones of the later stages (sec. 5.1); None for masks from `Config.knowledge` and
+    `Config.advice`, see `start_of`."""
 
 
-def run(session: Session, known: Seeds | None = None) -> Seeds:
-    """All of PSA, on the training list.
+def run(session: Session, previous: Seeds | None = None) -> Seeds:
+    """Run PSA on the training list.
 
     Args:
         session: cluster, workspace, tracking.
-        known: seeds of a configuration that differs in `crf` alone: from their probabilities only the CRF is computed.
+        previous: seed masks of a configuration that differs only in `crf`. Their probabilities are used again, and only
+            the CRF is run.
     """
     config = session.config
     if config.knowledge is not None:
-        raise ConfigError("--knowledge: this job makes PSA's seeds; refine given masks with ray_jobs/static.py")
+        raise ConfigError("--knowledge: this job makes PSA's seed masks; to refine given masks, run ray_jobs/static.py")
     train = images.run(session, config.train_split)
     classes = len(train.classes)
     classifier, affinity_net = weight_import.psa(session, train.classes)
@@ -84,9 +87,9 @@ def run(session: Session, known: Seeds | None = None) -> Seeds:
     recipe = {"cams": cam_artifact, "affinity": affinity_net, "walk": walk, "crf": config.crf}
     infer = partial(
         pipelines.infer,
-        [train.table, known.table if known else cams],
-        ["image", "presence", "probs" if known else "cam"],
-        None if known else partial(WalkStage, config.network, config.seeds, affinity_net.path),
+        [train.table, previous.table if previous else cams],
+        ["image", "presence", "probs" if previous else "cam"],
+        None if previous else partial(WalkStage, config.network, config.seeds, affinity_net.path),
         partial(crf_rows.advise, config.crf),
         config.inference_batch,
         session.plan,
@@ -111,7 +114,7 @@ def run_classifier(session: Session, train: Images) -> Artifact:
 
 
 def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Artifact) -> Artifact:
-    """Train an `AffinityNet` on the CAMs' labels."""
+    """Train an `AffinityNet` on the labels that were made from the CAMs."""
     config = session.config
     pretrained = weight_import.backbone(session)
     task = AffinityTask(config.network, config.seeds, len(train.classes), pretrained.path)
@@ -126,13 +129,13 @@ def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Art
     return trainer.run(session, "affinity", recipe, task, [train.table, cams])
 
 
-def start_of(session: Session, made: Seeds) -> Artifact:
-    """What the backbones of the later stages start from: the classifier, else ImageNet's weights."""
-    return made.classifier or weight_import.backbone(session)
+def start_of(session: Session, seed_masks: Seeds) -> Artifact:
+    """The weights that the later stages' backbones start from: the classifier's, or else ImageNet's."""
+    return seed_masks.classifier or weight_import.backbone(session)
 
 
 class CamStage:
-    """Network actor: multi-scale CAMs of the present classes, divided by their maximum; (n, s, s) at stride 8."""
+    """Network actor: multi-scale CAMs of the image's classes, each divided by its maximum; (n, s, s) at stride 8."""
 
     def __init__(self, network: NetworkConfig, seeds: SeedsConfig, classes: int, classifier: AnyPath):
         self.seeds = seeds
@@ -151,7 +154,7 @@ class CamStage:
 
 
 class WalkStage:
-    """Network actor: the random walk on the CAMs; `probs` of the presence labels, (1 + n, s, s) at stride 8."""
+    """Network actor: random walk on the CAMs -> `probs` of background and the classes, (1 + n, s, s), stride 8."""
 
     def __init__(self, network: NetworkConfig, seeds: SeedsConfig, affinity_net: AnyPath):
         self.seeds = seeds

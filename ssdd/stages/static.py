@@ -1,6 +1,7 @@
 """Stage 2: static region refinement (sec. 4.1) of knowledge and advice into the refined masks m^D0 (eq. 10).
 
-DD-Net learns the difference of the masks; its difference maps decide which of the two each pixel takes.
+DD-Net, the difference detection network, learns where the two masks differ. Its difference maps decide which mask each
+pixel takes its class from.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Refined:
-    """The refined seeds m^D0 of every training image."""
+    """The refined masks m^D0 of every training image."""
 
     seeds: Seeds
     net: Artifact
@@ -49,44 +50,44 @@ class Refined:
     artifact: Artifact
 
 
-def run(session: Session, made: Seeds) -> Refined:
-    """Train segmentation and DD-Net on knowledge and advice, then refine every training image."""
+def run(session: Session, seed_masks: Seeds) -> Refined:
+    """Train the segmentation network and DD-Net on knowledge and advice, then refine every training image's masks."""
     config = session.config
-    classes = len(made.images.classes)
-    net = _train(session, made, classes)
+    classes = len(seed_masks.images.classes)
+    net = _train(session, seed_masks, classes)
     infer = partial(
         pipelines.infer,
-        [made.images.table, made.table],
+        [seed_masks.images.table, seed_masks.table],
         ["image", "presence", "knowledge", "advice"],
         partial(RefineStage, config.network, config.static, classes, net.path),
         None,
         config.inference_batch,
         session.plan,
     )
-    recipe = {"seeds": made.artifact, "net": net, "bias": config.static.bias, "size": config.static.size}
-    table, artifact = session.build_table("refined", recipe, made.table.parts, SCHEMA, infer)
-    return Refined(made, net, table, artifact)
+    recipe = {"seeds": seed_masks.artifact, "net": net, "bias": config.static.bias, "size": config.static.size}
+    table, artifact = session.build_table("refined", recipe, seed_masks.table.parts, SCHEMA, infer)
+    return Refined(seed_masks, net, table, artifact)
 
 
-def _train(session: Session, made: Seeds, classes: int) -> Artifact:
+def _train(session: Session, seed_masks: Seeds, classes: int) -> Artifact:
     config = session.config
     if config.static.weights:
-        return weight_import.static(session, made.images.classes)
-    start = seeds.start_of(session, made)
+        return weight_import.static(session, seed_masks.images.classes)
+    start = seeds.start_of(session, seed_masks)
     task = StaticTask(config.network, config.static, classes, start)
     recipe = {
-        "seeds": made.artifact,
+        "seeds": seed_masks.artifact,
         "start": start,
         "network": config.network,
         "train": config.static.train,
         "bad_ratio": config.static.bad_ratio,
         "seed": config.seed,
     }
-    return trainer.run(session, "static", recipe, task, [made.images.table, made.table])
+    return trainer.run(session, "static", recipe, task, [seed_masks.images.table, seed_masks.table])
 
 
 class RefineStage:
-    """Network actor: difference maps of both masks, and m^D0 at the image's size."""
+    """Network actor: difference maps from knowledge and from advice, and m^D0 at the image's size."""
 
     def __init__(self, network: NetworkConfig, static: StaticConfig, classes: int, net: AnyPath):
         self.static, self.classes = static, classes
@@ -94,15 +95,15 @@ class RefineStage:
         self.mask_size = network.mask_size(static.size)
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        where = checkpoints.device()
+        device = checkpoints.device()
         batch = np.stack([transforms.square(codec.read_image(row["image"]), self.static.size) for row in rows])
         masks = {name: [codec.read_mask(row[name]) for row in rows] for name in ("knowledge", "advice")}
         with torch.inference_mode():
-            features = self.net.features(torch.from_numpy(batch).to(where))
+            features = self.net.features(torch.from_numpy(batch).to(device))
             _, hidden = self.net.main(features.high)
             shared = self.net.difference_features(self.net.ddnet, features, hidden)
             d = {
-                name: self.net.ddnet(shared, transforms.square_masks(full, self.mask_size).to(where)).sigmoid().cpu()
+                name: self.net.ddnet(shared, transforms.square_masks(full, self.mask_size).to(device)).sigmoid().cpu()
                 for name, full in masks.items()
             }
         out = []

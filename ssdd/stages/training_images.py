@@ -1,7 +1,7 @@
-"""What the dynamic stage makes of the training images, measured where they have true masks.
+"""Score the dynamic stage on the training images that have true masks.
 
-The networks' masks, gated by the labels, show how far training has improved the seeds. The masks of the two modules
-show whether DD-Net's difference maps changed what is learned.
+The networks' masks, limited to each image's labels (`gated`), show how far training has improved the seed masks. The
+two SSDD modules' masks and difference maps show whether DD-Net improves the masks that the network learns from.
 """
 
 from dataclasses import replace
@@ -35,7 +35,7 @@ from ssdd.storage.paths import AnyPath
 from ssdd.storage.tables import Row, Table
 
 MODULES = ("dynamic1", "dynamic2")
-"""The first step's module, on the network's masks and their CRF, and the second's, on m^D0 and m^D1."""
+"""The two SSDD modules: the first compares the network's masks without and with CRF, the second m^D0 with m^D1."""
 MASKS = ("knowledge", "advice", "refined")
 MAPS = ("d_knowledge", "d_advice")
 DECISIONS = pa.schema(
@@ -47,9 +47,9 @@ DECISIONS = pa.schema(
 
 
 def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scores:
-    """`gated.MODEL` of every model, and what the modules of the model `dynamic` decide: `dynamic1.*`, `dynamic2.*`.
+    """Score every model as `gated.MODEL`, and the modules of the model `dynamic` as `dynamic1.*` and `dynamic2.*`.
 
-    Nothing where none of the images has a true mask, or `evaluate.train_images` is 0.
+    The scores are empty if no true mask has a foreground class, or if `evaluate.train_images` is 0.
     """
     config, train = session.config, refined.seeds.images
     table = _first(train.table, config.evaluate.train_images)
@@ -63,7 +63,7 @@ def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scor
 
 
 def _first(table: Table, wanted: int) -> Table:
-    """The first parts of a table, with at least so many images where it has them: a random sample, see `images.run`."""
+    """The first parts of a table, until there are `wanted` images: random ones, since `images.run` shuffles lists."""
     parts, count = [], 0
     for ids in table.parts:
         if count >= wanted:
@@ -74,7 +74,7 @@ def _first(table: Table, wanted: int) -> Table:
 
 
 def _score_networks(session: Session, train: Images, table: Table, models: dict[str, AnyPath]) -> Scores:
-    """The networks' masks of the present classes, at one scale with its mirror image and without a CRF."""
+    """Score the networks' masks, limited to each image's classes: one scale with its mirror image, no CRF."""
     config = session.config
     evaluate = replace(config.evaluate, scales=(1.0,), mirror=True)
     recipe = {
@@ -106,7 +106,7 @@ def _score_networks(session: Session, train: Images, table: Table, models: dict[
 
 
 def _score_decisions(session: Session, refined: Refined, table: Table, dynamic: Artifact) -> Scores:
-    """The masks and difference maps of both modules, on whole images and with pydensecrf."""
+    """Score both modules' masks and difference maps on whole images, with pydensecrf even if `step.crf` is exact."""
     config, classes = session.config, refined.seeds.images.classes
     recipe = {
         "refined": refined.artifact,
@@ -155,25 +155,25 @@ class DecisionStage:
         self.net = checkpoints.load(DynamicNet(config.network, classes), net)
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        where = checkpoints.device()
+        device = checkpoints.device()
         decoded = [codec.read_image(row["image"]) for row in rows]
         squares, small = (
             np.stack([transforms.square(i, side) for i in decoded]) for side in (self.side, self.mask_size)
         )
         presence = torch.from_numpy(np.stack([codec.presence_vector(row["presence"], self.classes) for row in rows]))
-        presence = presence.to(where)
-        seed = transforms.square_masks([codec.read_mask(row["refined"]) for row in rows], self.mask_size).to(where)
+        presence = presence.to(device)
+        m_d0 = transforms.square_masks([codec.read_mask(row["refined"]) for row in rows], self.mask_size).to(device)
         with torch.inference_mode():
-            features = self.net.features(torch.from_numpy(squares).to(where))
+            features = self.net.features(torch.from_numpy(squares).to(device))
             logits, hidden = self.net.main(features.high)
             knowledge = refine.presence_argmax(logits, presence)
             inputs = crf.copied(torch.from_numpy(small), logits, presence)
-            advice = torch.from_numpy(crf_masks(*inputs(), self.dynamic.crf)).to(where).long()
+            advice = torch.from_numpy(crf_masks(*inputs(), self.dynamic.crf)).to(device).long()
             shared = self.net.difference_features(self.net.ddnet1, features, hidden)
             first = _decide(self.net.ddnet1, shared, knowledge, advice, presence, self.dynamic.bias1)
             _, sub_hidden = self.net.sub(features.high)
             shared = self.net.difference_features(self.net.ddnet2, features, sub_hidden)
-            second = _decide(self.net.ddnet2, shared, seed, first["refined"], presence, self.dynamic.bias2)
+            second = _decide(self.net.ddnet2, shared, m_d0, first["refined"], presence, self.dynamic.bias2)
         out: list[Row] = []
         for i, row in enumerate(rows):
             out.append({"image_id": row["image_id"]})
@@ -190,7 +190,7 @@ def _encoded(mask: Tensor) -> bytes:
 def _decide(
     ddnet: DDNet, shared: Tensor, knowledge: Tensor, advice: Tensor, presence: Tensor, bias: BiasConfig
 ) -> dict[str, Tensor]:
-    """A module's masks and difference maps: of DD-Net's features, and of knowledge and advice (N, h, w)."""
+    """A module's masks and difference maps from its two masks (N, h, w) and the features that DD-Net uses for both."""
     d_knowledge, d_advice = (ddnet(shared, mask).sigmoid() for mask in (knowledge, advice))
     refined = refine.module(d_knowledge, d_advice, knowledge, advice, presence, bias)
     return dict(zip((*MASKS, *MAPS), (knowledge, advice, refined, d_knowledge, d_advice), strict=True))

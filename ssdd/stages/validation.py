@@ -20,13 +20,13 @@ class Validation:
 
     table: Table
     images: int
-    """At most; the first ones that have a true mask."""
+    """The largest number of images; the first ones that have a true mask are used."""
     classes: int
     evaluate: EvaluateConfig
     size: int
 
     def __call__(self, net: SegmentationNet, rank: int = 0, workers: int = 1) -> np.ndarray:
-        """int64 (classes, classes), over every `workers`-th image."""
+        """The confusion matrix over this worker's images (every `workers`-th): int64 (classes, classes)."""
         matrix = ConfusionMatrix(self.classes)
         for rows in self._batches(rank, workers):
             decoded = [codec.read_image(row["image"]) for row in rows]
@@ -36,22 +36,22 @@ class Validation:
         return matrix.counts
 
     def mean_iou(self, net: SegmentationNet) -> float:
-        """In percent, over all of the images."""
+        """Mean IoU in percent, over all images."""
         return 100 * ConfusionMatrix.of(self(net)).mean_iou()
 
     def _batches(self, rank: int, workers: int) -> Iterator[list[Row]]:
         seen = 0
         for part in range(len(self.table.parts)):
-            known = [row for row in self.table.read(part) if row["truth"] is not None][: self.images - seen]
-            seen += len(known)
-            own = known[rank::workers]
-            yield from (own[k : k + 8] for k in range(0, len(own), 8))
+            labelled = [row for row in self.table.read(part) if row["truth"] is not None][: self.images - seen]
+            seen += len(labelled)
+            share = labelled[rank::workers]
+            yield from (share[k : k + 8] for k in range(0, len(share), 8))
             if seen == self.images:
                 return
 
 
 def validation(config: Config, scored: Images) -> Validation:
-    """Of networks that a configuration trains, on a list of images."""
+    """The `Validation` that scores a configuration's networks on the images `scored`."""
     evaluate = replace(config.evaluate, scales=(1.0,), mirror=False, full_size=False)
     size = config.network.mask_size(evaluate.size)
     return Validation(

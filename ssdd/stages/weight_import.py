@@ -1,4 +1,4 @@
-"""Weights that are not trained here, as artifacts: ImageNet's backbone, PSA's and SSDD's published files."""
+"""Make artifacts of weights that were trained elsewhere: ImageNet's backbone, PSA's and SSDD's published files."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ from ssdd.storage.paths import AnyPath
 
 
 def backbone(session: Session) -> Artifact:
-    """ImageNet weights as an artifact, fetched once, on the driver."""
+    """The backbone's ImageNet (or random) weights as an artifact, so that only the driver fetches them, and once."""
     config = session.config.network.backbone
     recipe: dict[str, Any] = {"backbone": config}
     if config.weights == "random":
@@ -49,22 +49,22 @@ def convert(
     classes: tuple[str, ...],
     net: Callable[[], nn.Module],
 ) -> Artifact:
-    """An artifact like `trainer.run`'s out of published weight files instead of a training.
+    """Make an artifact like `trainer.run`'s from published weight files, without a training.
 
     Raises:
-        WeightsError: they do not fill the network, or the data has other classes than VOC's.
+        WeightsError: the files lack tensors of the network or do not fit it, or the data's classes are not VOC's.
     """
     if classes[1:] != class_names.VOC_CLASSES:
         raise WeightsError(
-            f"{', '.join(map(str, files))}: the published weights know VOC's 20 classes in VOC's order, but the data "
-            f"has {', '.join(classes[1:])}; train on it instead (leave the weights of [{name}] out)"
+            f"{', '.join(map(str, files))}: the published weights are for VOC's 20 classes in VOC's order, but the "
+            f"data has {', '.join(classes[1:])}; leave the weights of [{name}] out to train that network"
         )
-    found = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
-    recipe = {"files": voc.stats(found), "network": network}
+    paths = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
+    recipe = {"files": voc.stats(paths), "network": network}
 
     def make(folder: AnyPath) -> None:
         filled = net()
-        for line in published.fill(filled, found):
+        for line in published.fill(filled, paths):
             session.console.line(f"[{name}] {line}")
         checkpoints.save(filled.state_dict(), folder / MODEL)
 
@@ -72,7 +72,7 @@ def convert(
 
 
 def psa(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Artifact | None]:
-    """`Classifier` and `AffinityNet` out of PSA's files, where the configuration names them."""
+    """`Classifier` and `AffinityNet` from PSA's files; each is None if the configuration names no file for it."""
     config = session.config
     makes: dict[str, tuple[Path | None, Callable[[], nn.Module]]] = {
         "classifier": (config.seeds.classifier_weights, partial(Classifier, config.network, len(classes) - 1)),
@@ -86,14 +86,14 @@ def psa(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Ar
 
 
 def static(session: Session, classes: tuple[str, ...]) -> Artifact:
-    """The network of the published checkpoints that `static.weights` names."""
+    """The static stage's network from the published checkpoints that `static.weights` names."""
     config = session.config
     make = partial(StaticNet, config.network, len(classes))
     return convert(session, "static", config.static.weights, config.network, classes, make)
 
 
 def dynamic(session: Session, classes: tuple[str, ...]) -> Artifact:
-    """The network of the published checkpoints that `dynamic.weights` names; the segmentation one alone will do."""
+    """The dynamic stage's network from the files `dynamic.weights`; from one file, its segmentation network."""
     config = session.config
     kind = DynamicNet if len(config.dynamic.weights) > 1 else SegmentationNet
     make = partial(kind, config.network, len(classes))
@@ -101,7 +101,7 @@ def dynamic(session: Session, classes: tuple[str, ...]) -> Artifact:
 
 
 def convert_all(session: Session) -> None:
-    """Convert every published file that the configuration names, so that a wrong one ends the job before any work."""
+    """Convert every published file that the configuration names, so that a wrong file ends the job at once."""
     config = session.config
     if weight_files(config):
         classes = images.run(session, config.train_split).classes

@@ -1,8 +1,8 @@
-"""Artifacts that appear whole or not at all and remember what made them.
+"""Artifacts: folders that are either complete or absent, and that record the recipe they were built from.
 
 An artifact is a folder `WORKSPACE/artifacts/NAME-KEY`, where KEY is a digest of its *recipe*: the configuration and
-the inputs that it follows from. What has not changed is found again, what has changed gets another folder, and a
-folder that was not finished has no recipe, on a disk not even that name.
+the inputs that determine it. The same recipe finds the same folder again, and a changed recipe gets another folder. An
+unfinished folder has no recipe file; on a disk, it does not have the artifact's name, either.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from ssdd.storage.paths import AnyPath, RemotePath
 
 RECIPE = "recipe.json"
 ABOUT = "about.json"
-"""What is told of how an artifact was made and changes nothing: `seconds`, and of a training its `history`."""
+"""Facts about how an artifact was built, which do not change its key: `seconds`, and the `history` of a training."""
 LOCKS = "locks"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-FORMAT = 6  # raise it whenever the same recipe would now give something else
+FORMAT = 7  # increase it when the same recipe gives another result than before
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder; `key` identifies its recipe and so, transitively, everything it was made from."""
+    """The folder of a recipe; `key` identifies the recipe and so, transitively, everything that it is built from."""
 
     name: str
     key: str
@@ -50,35 +50,35 @@ class Store:
         self.root = workspace / "artifacts"
 
     @property
-    def _locks(self) -> Path:  # on each machine that a store is sent to
+    def _locks(self) -> Path:  # not in __init__, because a store can be sent to another machine
         return paths.disk_beside(self.workspace) / LOCKS
 
     def build(self, name: str, recipe: dict[str, Any], make: Callable[[AnyPath], None]) -> Artifact:
-        """The artifact that `recipe` describes; `make(folder)` fills it if it is not there yet.
+        """The artifact that `recipe` describes; if it does not exist, `make(folder)` builds it.
 
         Args:
-            name: what it is, a word.
-            recipe: JSON data; `Artifact` values stand for their keys, dataclasses for their fields.
-            make: fills an empty folder. If it raises, nothing is left behind under the artifact's name.
+            name: a word for the kind of artifact.
+            recipe: JSON data; an `Artifact` is stored as its name and key, a dataclass as its fields.
+            make: fills an empty folder. If it raises an error, no folder with the artifact's name is left.
         """
         artifact = self.identify(name, recipe)
         if is_whole(artifact):
             return artifact
         self._locks.mkdir(parents=True, exist_ok=True)
-        # Of trials that need the same, one works; with a workspace in an object store, one on each machine: there, each
-        # file of an artifact comes whole from one of them.
+        # One process builds an artifact, the others wait for it. If the workspace is in an object store, one process on
+        # each machine builds it; each file of the artifact then comes complete from one of them.
         with FileLock(self._locks / f"{artifact.path.name}.lock"):
             if not is_whole(artifact):
                 self._make(artifact, _canonical(recipe), make)
         return artifact
 
     def identify(self, name: str, recipe: dict[str, Any]) -> Artifact:
-        """The artifact that `build` would give, whether it is there or not."""
+        """The artifact that `build` would return, whether it exists or not."""
         key = hashlib.sha256(f"{FORMAT} {name}\n{_canonical(recipe)}".encode()).hexdigest()[:12]
         return Artifact(name, key, self.root / f"{name}-{key}")
 
     def lineage(self, artifacts: Iterable[Artifact]) -> list[Artifact]:
-        """Artifacts and all that they follow from, as far as it is there; each stands after what it follows from."""
+        """The given artifacts and, transitively, those they were built from, if they exist; inputs come first."""
         seen: dict[str, Artifact] = {}
 
         def add(artifact: Artifact) -> None:
@@ -96,11 +96,11 @@ class Store:
     def _make(self, artifact: Artifact, recipe: str, make: Callable[[AnyPath], None]) -> None:
         folder = self.root / f".{artifact.path.name}.{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
-        if isinstance(artifact.path, Path) and artifact.path.exists():  # somebody took its recipe out
+        if isinstance(artifact.path, Path) and artifact.path.exists():  # somebody deleted its recipe file
             shutil.rmtree(artifact.path)
         try:
             make(folder)
-            if isinstance(artifact.path, RemotePath):  # has no folders that could be renamed
+            if isinstance(artifact.path, RemotePath):  # an object store cannot rename a folder
                 if not is_whole(artifact):
                     paths.copy(folder, artifact.path)
                     (artifact.path / RECIPE).write_text(recipe)
@@ -108,7 +108,7 @@ class Store:
             (folder / RECIPE).write_text(recipe)
             try:
                 os.rename(str(folder), artifact.path)
-            except OSError:  # another process finished the same artifact first: theirs is as good
+            except OSError:  # another process finished the same artifact first, which is just as good
                 if not is_whole(artifact):
                     raise
         finally:
@@ -116,27 +116,27 @@ class Store:
 
 
 def is_whole(artifact: Artifact) -> bool:
-    """Whether it was made to its end."""
+    """Whether the artifact is finished."""
     return (artifact.path / RECIPE).is_file()
 
 
 def read_about(artifact: Artifact) -> dict[str, Any]:
-    """What was written of its making; empty where nothing was, as by earlier versions."""
+    """The content of the artifact's `about.json`; empty if the file does not exist, as in earlier versions."""
     path = artifact.path / ABOUT
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Write a file that is either the old one or wholly the new one."""
+    """Write a file so that other processes see either the old file or the complete new one."""
     with whole(path) as aside:
         aside.write_text(text)
 
 
 @contextlib.contextmanager
 def whole(path: AnyPath) -> Iterator[Path]:
-    """A path for a file or folder, which takes the place of `path` when the block ends without an error.
+    """A temporary path for a file or folder, which replaces `path` when the block ends without an error.
 
-    In an object store the files of a folder appear one after another.
+    In an object store, the files of a folder appear one after another.
     """
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +154,7 @@ def _canonical(recipe: dict[str, Any]) -> str:
 
 
 def _number(text: str) -> float:
-    """5.0 and 5 are the same value of a field."""
+    """Parse a number; 5.0 becomes 5, so that both give the same key."""
     value = float(text)
     return int(value) if value.is_integer() else value
 

@@ -1,4 +1,4 @@
-"""Arrays as table cells: half-precision maps, 8-bit maps, and resizing. Imports no torch (CRF processes use it)."""
+"""Arrays as table cells: half-precision maps, 8-bit maps, resizing. No torch here: CRF processes import this module."""
 
 import io
 
@@ -22,7 +22,7 @@ def unpack(data: bytes) -> np.ndarray:
 
 
 def pack_unit(values: np.ndarray) -> bytes:
-    """A map (h, w) of values in 0..1 as a grey PNG, in steps of 1/255: difference maps."""
+    """A map (h, w) of values in 0..1 as a grey PNG, in steps of 1/255; used for difference maps."""
     buffer = io.BytesIO()
     Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -1,8 +1,9 @@
-"""Paths on disks and in object stores, used alike.
+"""Paths on disks and in object stores, with the same methods.
 
-Those on disks are pathlib's. `s3://BUCKET/KEY` and `gs://BUCKET/KEY` are `RemotePath`, which has those of pathlib's
-methods that are used here, over pyarrow's file systems. Keys, region and endpoint come from the environment of every
-process (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...) or from its machine's role.
+A path on a disk is a pathlib.Path. `s3://BUCKET/KEY` and `gs://BUCKET/KEY` are a `RemotePath`, which has the methods of
+pathlib that this package uses, and works with pyarrow's file systems. Access keys, region and endpoint come from the
+environment of each process (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, ...) or from the
+role of its machine.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from pyarrow import ArrowInvalid, NativeFile, fs
 
 SCHEMES = ("s3", "gs")
 PIECE = 8 * 2**20
-"""Bytes of a large object that are in memory at once, where it is read or copied."""
+"""The most bytes of a large object that are in memory at once while it is read or copied."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Stat(NamedTuple):
-    """A file's size in bytes and time of its last change."""
+    """A file's size in bytes and the time of its last change."""
 
     st_size: int
     st_mtime_ns: int
@@ -43,14 +44,14 @@ ABSENT = Stat(-1, -1)
 
 
 class RemoteError(RuntimeError):
-    """An object store refuses or does not answer; nothing is known of what was asked for."""
+    """An object store refuses a request or does not answer, so it is not known whether the object exists."""
 
 
 class RemotePath:
-    """An object, or all objects whose keys begin with it and a slash, which are its folder."""
+    """An object, or a folder: all objects whose keys begin with this key and a slash."""
 
     def __init__(self, scheme: str, key: str):
-        self.scheme, self.key = scheme, key  # the key with the bucket
+        self.scheme, self.key = scheme, key  # the key begins with the bucket
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemotePath) and str(self) == str(other)
@@ -106,12 +107,12 @@ class RemotePath:
         return Stat(info.size, info.mtime_ns)
 
     def entries(self, recursive: bool = False) -> list[fs.FileInfo]:
-        """What is in the folder; nothing if it is not there."""
+        """The entries of the folder; none if it does not exist."""
         with self._asking():
             return self.filesystem.get_file_info(fs.FileSelector(self.key, allow_not_found=True, recursive=recursive))
 
     def mkdir(self, parents: bool = True, exist_ok: bool = True) -> None:
-        """Nothing: folders are where objects are."""
+        """Does nothing: in an object store, a folder exists if it has objects."""
 
     def iterdir(self) -> Iterator["RemotePath"]:
         for info in self.entries():
@@ -126,9 +127,9 @@ class RemotePath:
 
     @contextlib.contextmanager
     def open(self, mode: str = "rb") -> Iterator[Any]:
-        """A binary stream for a `with` block, in which one can seek; what is written appears at its end.
+        """A binary stream for a `with` block. One for reading can seek; a written object appears when the block ends.
 
-        An object of up to `PIECE` bytes comes at once; a larger one in such pieces, as it is read.
+        An object of up to `PIECE` bytes is read at once, a larger one in pieces of this size when they are needed.
         """
         if mode == "rb":
             with self.open_ranges() as ranges:
@@ -140,7 +141,7 @@ class RemotePath:
 
     @contextlib.contextmanager
     def open_ranges(self) -> Iterator[NativeFile]:
-        """A binary stream that sends a request for each range of bytes that is read, as Parquet's reader wants it."""
+        """A binary stream that sends one request for each range of bytes that is read, which suits Parquet's reader."""
         with self._asking(), self.filesystem.open_input_file(self.key) as stream:
             yield stream
 
@@ -163,7 +164,7 @@ class RemotePath:
             self.filesystem.delete_file(self.key)
 
     def remove(self) -> None:
-        """Delete the folder, if it is there."""
+        """Delete the folder, if it exists."""
         with self._asking(), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_dir(self.key)
 
@@ -178,13 +179,13 @@ class RemotePath:
         except FileNotFoundError:
             raise
         except OSError as error:
-            if error.errno is not None:  # of a disk: pyarrow's own have no number
+            if error.errno is not None:  # an error of a disk: pyarrow's own errors have no errno
                 raise
             raise self.error(error) from error
 
     def error(self, cause: OSError) -> RemoteError:
-        """What pyarrow says, with the place and a remedy."""
-        return RemoteError(f"{self}: {cause}; check the bucket and its keys, or give the same command again")
+        """The RemoteError for an error of pyarrow, with this path and a remedy."""
+        return RemoteError(f"{self}: {cause}; check the bucket and the access keys, or give the same command again")
 
 
 AnyPath = Path | RemotePath
@@ -193,28 +194,31 @@ AnyPath = Path | RemotePath
 @functools.cache
 def _file_system(scheme: str, bucket: str) -> fs.FileSystem:
     uri = f"{scheme}://{bucket}"
-    try:  # a small object with one request
+    try:  # with this option, reading a small object takes one request
         return fs.FileSystem.from_uri(f"{uri}?allow_delayed_open=true" if scheme == "s3" else uri)[0]
     except ArrowInvalid:  # an older pyarrow has no such option
         return fs.FileSystem.from_uri(uri)[0]
 
 
 def to_path(text: "str | AnyPath") -> AnyPath:
-    """The path that a text names.
+    """The path for a text: a URL of an object store, or a path on a disk.
 
     Raises:
-        ValueError: a URL of another kind, or one with a password or options, which would be shown and stored.
+        ValueError: a URL with another scheme, or one with a password or options, which would be shown and stored.
     """
     if isinstance(text, AnyPath):
         return text
-    found = re.fullmatch(r"(\w+)://(.*)", text)
-    if not found:
+    match = re.fullmatch(r"(\w+)://(.*)", text)
+    if not match:
         return Path(text)
-    scheme, key = found[1], found[2].rstrip("/")
+    scheme, key = match[1], match[2].rstrip("/")
     if scheme not in SCHEMES:
-        raise ValueError(f"{scheme}:// is none of {', '.join(f'{known}://' for known in SCHEMES)}")
-    if "?" in key or "@" in key or ":" in key.partition("/")[0]:  # a secret may hold a slash
-        raise ValueError(f"{scheme}://: keys and options belong into the environment (AWS_ACCESS_KEY_ID, ...)")
+        raise ValueError(f"{scheme}:// is not supported; use {' or '.join(f'{name}://' for name in SCHEMES)}")
+    if "?" in key or "@" in key or ":" in key.partition("/")[0]:  # a secret key may contain a slash
+        raise ValueError(
+            f"{scheme}://: a URL must not contain access keys or options; set them in the environment "
+            "(AWS_ACCESS_KEY_ID, ...)"
+        )
     bucket, *rest = key.split("/")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket) or any(part in ("", ".", "..") for part in rest):
         raise ValueError(f"write {scheme}://BUCKET/KEY")
@@ -222,7 +226,7 @@ def to_path(text: "str | AnyPath") -> AnyPath:
 
 
 def path_flag(text: str) -> AnyPath:
-    """`to_path` for argparse, which would else show the text and not the reason."""
+    """`to_path` for argparse, which would otherwise show the text but not the reason of the error."""
     try:
         return to_path(text)
     except ValueError as error:
@@ -230,12 +234,12 @@ def path_flag(text: str) -> AnyPath:
 
 
 def relative(path: AnyPath, folder: AnyPath) -> str:
-    """What follows a folder in a path that lies in it."""
+    """A path relative to a folder that contains it."""
     return str(PurePosixPath(str(path)).relative_to(str(folder)))
 
 
 def make_writable(folder: AnyPath) -> None:
-    """Make a folder; OSError or RemoteError where nothing can be written into it."""
+    """Create a folder; raise OSError or RemoteError if no file can be written into it."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".{uuid.uuid4().hex}"
     probe.write_bytes(b"")
@@ -243,57 +247,58 @@ def make_writable(folder: AnyPath) -> None:
 
 
 def names_in(folder: AnyPath) -> list[str]:
-    """What is in a folder, sorted."""
+    """The names of a folder's entries, sorted."""
     if isinstance(folder, Path):
-        return sorted(os.listdir(folder))  # names, because millions of paths take gigabytes
+        return sorted(os.listdir(folder))  # no Path objects: millions of them would take gigabytes
     return sorted(path.name for path in folder.iterdir())
 
 
 class FilesIn:
-    """A folder's files. Of an object store it is listed once, as each question would take it milliseconds.
+    """The files of a folder. In an object store, the folder is listed only once, because a request takes milliseconds.
 
-    PermissionError where the disk refuses to say what is there.
+    The methods raise PermissionError if the disk denies access.
     """
 
     def __init__(self, folder: AnyPath):
         self.folder = folder
-        self.found: dict[str, Stat] = {}
+        self.stats: dict[str, Stat] = {}
         if isinstance(folder, RemotePath):
             files = (info for info in folder.entries() if info.type == fs.FileType.File)
-            self.found = {info.base_name: Stat(info.size, info.mtime_ns) for info in files}
+            self.stats = {info.base_name: Stat(info.size, info.mtime_ns) for info in files}
 
     def names(self) -> list[str]:
-        """Sorted; on a disk those of folders, too. Empty where there is no such folder."""
+        """The sorted names of the files and, on a disk, of the subfolders; empty if the folder does not exist."""
         if not isinstance(self.folder, Path):
-            return sorted(self.found)
+            return sorted(self.stats)
         try:
             return names_in(self.folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def stat(self, name: str) -> Stat:
-        """Of a file; ABSENT where there is none."""
-        return stat(self.folder / name) if isinstance(self.folder, Path) else self.found.get(name, ABSENT)
+        """The `Stat` of a file; ABSENT if it does not exist."""
+        return stat(self.folder / name) if isinstance(self.folder, Path) else self.stats.get(name, ABSENT)
 
 
 def stat(path: AnyPath) -> Stat:
-    """Of a file; ABSENT where there is none, which is a state like any other.
+    """The `Stat` of a file; ABSENT if it does not exist, which is not an error here.
 
-    PermissionError where the disk refuses to say whether there is one.
+    Raises:
+        PermissionError: the disk denies access.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except PermissionError:
         raise
     except OSError:
         return ABSENT
-    if isinstance(path, Path) and not S_ISREG(found.st_mode):  # type: ignore[union-attr]
+    if isinstance(path, Path) and not S_ISREG(status.st_mode):  # type: ignore[union-attr]
         return ABSENT
-    return Stat(found.st_size, found.st_mtime_ns)
+    return Stat(status.st_size, status.st_mtime_ns)
 
 
 def is_folder(path: AnyPath) -> bool:
-    """Whether a folder is there; PermissionError where the disk refuses to say (pathlib differs by version)."""
+    """Whether a folder exists; PermissionError if the disk denies access (pathlib's own methods differ by version)."""
     if isinstance(path, RemotePath):
         return path.is_dir()
     try:
@@ -305,16 +310,17 @@ def is_folder(path: AnyPath) -> bool:
 
 
 def threaded(function: Callable[[Item], Result], items: Iterable[Item], root: AnyPath) -> Iterator[Result]:
-    """`function` of each item, in their order; a few are ahead. It reads files of the disk or store of `root`.
+    """Apply `function` to each item in threads, and yield the results in order; up to 64 are computed ahead.
 
-    By threads: many for an object store, whose answers take milliseconds. Pillow, too, lets go of the GIL.
+    `function` reads files below `root`. For an object store there are more threads, because its answers take
+    milliseconds. Threads also help with files on a disk, because Pillow releases the GIL.
     """
     ahead: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(32 if isinstance(root, RemotePath) else 8)
     try:
         for item in items:
             ahead.append(pool.submit(function, item))
-            if len(ahead) > 64:  # as many as may wait in memory
+            if len(ahead) > 64:  # at most this many results wait in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -323,7 +329,7 @@ def threaded(function: Callable[[Item], Result], items: Iterable[Item], root: An
 
 
 def remove(folder: AnyPath) -> None:
-    """Delete a folder and all that it holds, if it is there."""
+    """Delete a folder with its contents, if it exists."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
     else:
@@ -331,10 +337,10 @@ def remove(folder: AnyPath) -> None:
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:
-    """Copy a file, or what a folder holds; within an object store the data stay there.
+    """Copy a file or the contents of a folder; within an object store, the data do not pass through this machine.
 
     Raises:
-        RemoteError: something did not arrive.
+        RemoteError: a file could not be copied.
     """
     if source == target:
         return
@@ -344,19 +350,19 @@ def copy(source: AnyPath, target: AnyPath) -> None:
     elif isinstance(source, Path) and source.is_dir():
         for file in sorted(path for path in source.rglob("*") if path.is_file()):
             copy(file, target / file.relative_to(source).as_posix())
-    else:  # not with pyarrow's copy_files: it does not say when an upload fails at its end
+    else:  # without pyarrow's copy_files, which does not report an upload that fails at its end
         with source.open("rb") as data, _appearing(target) as stream:
             shutil.copyfileobj(data, stream, PIECE)
 
 
 @contextlib.contextmanager
 def _appearing(path: AnyPath) -> Iterator[Any]:
-    """A binary stream to a file that is there when the block ends without an error."""
+    """A binary stream to a file that appears when the block ends without an error."""
     if isinstance(path, RemotePath):
         try:
             with path.open("wb") as stream:
                 yield stream
-        except BaseException:  # what was written by then has become an object
+        except BaseException:  # the data that were written before the error have become an object
             with contextlib.suppress(OSError, RemoteError):
                 path.unlink()
             raise
@@ -367,7 +373,7 @@ def _appearing(path: AnyPath) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside it for a file or folder, which takes the place of `path` when the block ends without an error."""
+    """A temporary path beside `path`, for a file or folder that replaces it when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
@@ -381,7 +387,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def on_disk(path: AnyPath) -> Iterator[Path]:
-    """The file, or a copy of it for as long as the block lasts."""
+    """The file itself if it is on a disk, else a temporary copy, which is deleted when the block ends."""
     if isinstance(path, Path):
         yield path
         return
@@ -392,7 +398,7 @@ def on_disk(path: AnyPath) -> Iterator[Path]:
 
 
 def disk_beside(path: AnyPath) -> Path:
-    """The folder for what belongs to a path but needs a disk: itself or, for an object store, one of this machine."""
+    """The folder for files that must be on a disk: the path itself, or for an object store one in ~/.cache/ssdd."""
     if isinstance(path, Path):
         return path
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]

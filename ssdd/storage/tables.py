@@ -1,7 +1,7 @@
-"""Stage tables: folders of Parquet files with a row for each image.
+"""Stage tables: folders of Parquet files with one row for each image.
 
-They are cut into equal parts: part k of every table holds the same images in the same order, so that stages can read
-any of them side by side.
+Tables are cut into parts, one file each. In all tables of an image list, part k has the same images in the same order,
+so that a stage can read several tables together.
 """
 
 import errno
@@ -22,11 +22,11 @@ Row = dict[str, Any]
 
 
 class TableError(RuntimeError):
-    """A stage did not give what its table needs."""
+    """A table lacks a row or a column, has a row too many, or does not match another table."""
 
 
 class DamagedTableError(TableError):
-    """A file of a finished table is missing or is not what was written."""
+    """A file of a finished table is missing or differs from what was written."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Table:
 
 
 def open_table(path: AnyPath) -> Table:
-    """A table that was finished earlier. DamagedTableError if that file is missing or is no JSON."""
+    """Open a finished table; DamagedTableError if its file of image ids is missing or not valid JSON."""
     try:
         return Table(path, tuple(tuple(ids) for ids in json.loads((path / IDS).read_text())))
     except (FileNotFoundError, ValueError) as error:
@@ -66,21 +66,21 @@ def open_table(path: AnyPath) -> Table:
 
 
 def cut(image_ids: list[str], part_size: int) -> tuple[tuple[str, ...], ...]:
-    """Image ids in parts of `part_size`; the last may be shorter."""
+    """Cut image ids into parts of `part_size`; the last part may be shorter."""
     return tuple(tuple(image_ids[i : i + part_size]) for i in range(0, len(image_ids), part_size))
 
 
 def write_table(path: AnyPath, parts: tuple[tuple[str, ...], ...], schema: pa.Schema, rows: Iterable[Row]) -> Table:
-    """Write rows that arrive in any order; a part goes to disk as soon as its rows are there.
+    """Write rows that arrive in any order; a part is written as soon as all its rows have arrived.
 
     Args:
-        path: an empty folder (`artifacts.Store.build` renames it when whole).
+        path: an empty folder (`artifacts.Store.build` renames it when it is complete).
         parts: the image ids of each part, in order.
-        schema: of the table, with `image_id`.
-        rows: one for every id.
+        schema: the schema of the table, with `image_id`.
+        rows: one row for every id.
 
     Raises:
-        TableError: a row is missing, or came twice, or has an unknown id.
+        TableError: a row is missing, comes twice or has an unknown id.
     """
     part_of = {image_id: k for k, ids in enumerate(parts) for image_id in ids}
     waiting: list[dict[str, Row]] = [{} for _ in parts]
@@ -104,10 +104,10 @@ def write_table(path: AnyPath, parts: tuple[tuple[str, ...], ...], schema: pa.Sc
 
 
 def read_joined(tables: list[Table], part: int, columns: list[str]) -> list[Row]:
-    """One part of several tables side by side; each column comes from the first table that has it.
+    """One part of several tables, joined by row; each column comes from the first table that has it.
 
     Raises:
-        TableError: a column is nowhere, or the tables do not hold the same images in this part.
+        TableError: no table has one of the columns, or the tables have different images in this part.
     """
     joined: list[Row] = []
     wanted = dict.fromkeys(columns)
@@ -130,7 +130,7 @@ def _part_path(path: AnyPath, part: int) -> AnyPath:
 
 @contextmanager
 def _opened(path: AnyPath, part: int) -> Iterator[pq.ParquetFile]:
-    """A part, of which only what is read is fetched."""
+    """Open a part for reading; from an object store, only those bytes of its file that are read are fetched."""
     file = _part_path(path, part)
     source = file.open_ranges() if isinstance(file, RemotePath) else nullcontext(file)
     try:
@@ -138,11 +138,11 @@ def _opened(path: AnyPath, part: int) -> Iterator[pq.ParquetFile]:
             yield parquet
     except RemoteError as error:
         if _is_sound(file):
-            raise  # the store's fault
+            raise  # the file is sound, so this is an error of the object store
         raise _damaged(file, error.__cause__) from error
     except (pa.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None) not in (None, errno.ENOENT):
-            raise  # the disk's
+            raise  # an error of the disk, not of the file
         raise _damaged(file, error) from error
 
 
@@ -151,7 +151,7 @@ def _parquet(source: Any, **options: Any) -> pq.ParquetFile:
 
 
 def _is_sound(file: AnyPath) -> bool:
-    """Whether the whole file can be read; RemoteError where its store does not give it."""
+    """Whether the whole file can be decoded; RemoteError if its object store does not deliver it."""
     data = io.BytesIO(file.read_bytes())
     try:
         _parquet(data).read()
@@ -161,4 +161,6 @@ def _is_sound(file: AnyPath) -> bool:
 
 
 def _damaged(file: AnyPath, reason: BaseException | None) -> DamagedTableError:
-    return DamagedTableError(f"{file}: {reason}; delete its folder, and the same command makes it again")
+    return DamagedTableError(
+        f"{file}: the file is missing or damaged ({reason}); delete its folder, and the same command makes it again"
+    )

@@ -18,13 +18,13 @@ def split_of(config: Config) -> str:
 
 
 def trial(session: Session, shared: Config) -> dict[str, float]:
-    """A dynamic training, scored after each epoch; for comparison, the network is then scored as the plain job does."""
+    """Train the dynamic stage, scored after each epoch, and then score its network as dynamic.py does, to compare."""
     scored = measured(session, split_of(shared))
     refined = static.run(session, knowledge.run(session))
     validate = validation(shared, scored)
     net = dynamic.run(session, refined, validate)
     last = session.tracker.last(IOU)
-    if last is None:  # the same training was there already
+    if last is None:  # a cache hit: this process has logged no epochs
         last = validate.mean_iou(load_segmentation(shared.network, validate.classes, net.path))
         session.tracker.metrics({IOU: last})
     test = evaluate.open_split(session)
@@ -35,24 +35,26 @@ def trial(session: Session, shared: Config) -> dict[str, float]:
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be swept."""
+    """Raise ConfigError for a configuration that cannot be swept."""
     not_reported(config, split_of(config))
     for text in config.sweep.space:
         if text.startswith("dynamic.baseline"):
-            raise ConfigError(f"--sweep.space {text}: baselines do not change SSDD's training; leave it out")
+            raise ConfigError(
+                f"--sweep.space {text}: the baselines' fields do not change SSDD's training; leave this field out"
+            )
     if config.dynamic.weights:
-        raise ConfigError("--dynamic.weights: a sweep trains the dynamic stage; leave them out")
+        raise ConfigError("--dynamic.weights: this sweep trains the dynamic stage itself; leave the weights out")
 
 
 def prepare(session: Session) -> None:
-    """m^D0 of the training list."""
+    """Make m^D0 of the training list. Raises ConfigError if trials cannot be measured on the chosen list."""
     need_truth(session, split_of(session.config))
     evaluate.open_split(session)
     static.run(session, knowledge.run(session))
 
 
 def figure(outcome: Outcome) -> figures.Figure:
-    """The networks' mean IoU over each parameter."""
+    """Plot the networks' mean IoU over each field that the sweep varies."""
     return figures.trials([(t.point, t.metrics) for t in outcome.trials if t.metrics], {IOU: "SSDD, no CRF"})
 
 

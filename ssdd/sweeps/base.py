@@ -1,4 +1,4 @@
-"""Sweeps: trials of a configuration through Ray Tune, each with an MLflow run below the sweep's."""
+"""Sweeps: Ray Tune runs a trial for each point of a search space, with an MLflow run below the sweep's run."""
 
 import hashlib
 import json
@@ -41,35 +41,36 @@ class SweepError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a sweep does; picklable."""
+    """A kind of sweep. It can be pickled."""
 
     name: str
-    """Of the job."""
+    """The job's name."""
     space: tuple[str, ...]
     """Default of `sweep.space`."""
     allowed: tuple[str, ...]
-    """Fields that change something here, or beginnings of their names."""
+    """Fields that this sweep can vary, or prefixes of their names."""
     metrics: tuple[str, ...]
-    """What a trial gives; the first is maximised by default."""
+    """Names of the metrics that a trial returns; the first is maximised by default."""
     trial: Callable[[Session, Config], dict[str, float]] | None
-    """One trial: its session, and the configuration of the sweep, whose tables all trials share. None: see
-    `bias.run`."""
+    """Runs one trial and returns its metrics. Its arguments are the trial's session and the sweep's own configuration,
+    with which a trial finds the artifacts that all trials share. None: no separate trials are run, see `bias.run`."""
     check: Callable[[Config], None]
-    """Refuses a configuration that cannot be swept."""
+    """Raises ConfigError for a configuration that cannot be swept."""
     prepare: Callable[[Session], None]
-    """Makes what all trials share, and refuses data on which they cannot be measured."""
+    """Makes the artifacts that all trials share. Raises ConfigError for data on which trials cannot be measured."""
     figure: Callable[["Outcome"], Figure]
+    """Draws the result."""
     stops: bool = False
-    """Whether a trial reports its metric after every epoch too, so that poor ones can be stopped."""
+    """Whether a trial also reports its metric after every epoch, so that poor trials can be stopped."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A point of the space and what came of it."""
+    """A point of the search space and its result."""
 
     point: Point
     metrics: dict[str, float]
-    """Empty for a failed one."""
+    """Empty if the trial failed."""
     state: str = "finished"
     """finished, stopped (for a poor metric), or failed."""
     error: str = ""
@@ -77,7 +78,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A sweep that has ended; the best trial comes first."""
+    """The result of a sweep. The best trial is the first of `trials`."""
 
     name: str
     metric: str
@@ -86,21 +87,25 @@ class Outcome:
     folder: AnyPath
 
     def finished(self) -> list[Trial]:
-        """Those with every metric."""
+        """The trials that have every metric."""
         return [trial for trial in self.trials if trial.state == "finished"]
 
 
 def measured_on_train(config: Config) -> None:
-    """Refuse another list than the training's, whose masks are measured, and one that is reported."""
+    """Raise ConfigError if `sweep.split` names another list than the training list, or `split` is the training list."""
     if config.sweep.split not in (None, config.train_split):
-        raise ConfigError(f"--sweep.split {config.sweep.split}: masks of the training list are measured; leave it out")
+        raise ConfigError(
+            f"--sweep.split {config.sweep.split}: this sweep measures masks of the training list; leave the field out"
+        )
     not_reported(config, config.train_split)
 
 
 def not_reported(config: Config, split: str) -> None:
-    """Refuse to choose by the list whose scores are reported."""
+    """Raise ConfigError if trials would be compared on the list whose scores are reported."""
     if split == config.split:
-        raise ConfigError(f"--split {split}: is reported, so that no trial may be chosen by it")
+        raise ConfigError(
+            f"--split {split}: trials must not be compared on the list that is reported; name another --split"
+        )
 
 
 def measured(session: Session, split: str) -> Images:
@@ -109,39 +114,41 @@ def measured(session: Session, split: str) -> Images:
 
 
 def need_truth(session: Session, split: str) -> None:
-    """Refuse an image list on which nothing can be measured."""
+    """Raise ConfigError for an image list on which trials cannot be measured."""
     if not images.has_truth(measured(session, split).table):
         raise ConfigError(
-            f"no image of the list {split} has a true mask with a foreground class, so that trials cannot be compared; "
+            f"no image of the list {split} has a true mask with a foreground class, so trials cannot be compared; "
             "put some masks into SegmentationClass/"
         )
 
 
 def checked(kind: Kind, config: Config) -> Config:
-    """The configuration of a sweep, with its metric; ConfigError, before anything runs, where it cannot work."""
+    """The sweep's configuration with its metric. Raises ConfigError, before anything runs, if it cannot work."""
     config = replace(config, sweep=replace(config.sweep, metric=config.sweep.metric or kind.metrics[0]))
     if config.sweep.metric not in kind.metrics:
         raise ConfigError(
-            f"--sweep.metric {config.sweep.metric}: no trial gives it; it gives {', '.join(kind.metrics)}"
+            f"--sweep.metric {config.sweep.metric}: no trial has this metric; choose from {', '.join(kind.metrics)}"
         )
     kind.check(config)
     if config.sweep.search == "optuna":
         _optuna()
     chosen = space_of(kind, config)
     if kind.stops and EPOCHS in chosen:
-        raise ConfigError(f"--sweep.space {EPOCHS}: trials are compared epoch by epoch; vary something else")
+        raise ConfigError(
+            f"--sweep.space {EPOCHS}: trials are compared epoch by epoch, so this field must not vary; leave it out"
+        )
     for point in points(config, chosen) or []:
         space.checked(config, point)
     return config
 
 
 def space_of(kind: Kind, config: Config) -> Space:
-    """What is varied."""
+    """The fields that the sweep varies, with their values."""
     return space.read(config, config.sweep.space or kind.space, kind.allowed)
 
 
 def points(config: Config, chosen: Space) -> list[Point] | None:
-    """The points that a sweep tries; None where each follows from the results before it."""
+    """The points that a sweep tries; None for optuna, which chooses each point by the earlier results."""
     if config.sweep.search == "optuna":
         return None
     if config.sweep.search == "grid":
@@ -151,7 +158,7 @@ def points(config: Config, chosen: Space) -> list[Point] | None:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What every trial's process gets."""
+    """The data that every trial's process gets."""
 
     session: Session
     kind: Kind
@@ -159,13 +166,13 @@ class _Shared:
 
 
 def run(session: Session, kind: Kind) -> Outcome:
-    """All trials, as many at a time as the cluster has room for; then the best one, figures and a table.
+    """Run all trials, as many at a time as the cluster has room for; then write the best one, a figure and a table.
 
-    A trial that fails is reported and does not end the others. Every finished one is kept in the sweep's folder,
-    `sweeps/NAME-KEY`, so that `sweep.resume` goes on after an interruption.
+    A failed trial is reported and does not end the others. Finished and stopped trials are kept in the sweep's folder,
+    `sweeps/NAME-KEY`, so that `sweep.resume` need not run them again after an interruption.
 
     Raises:
-        SweepError: all trials failed.
+        SweepError: all trials failed, or the sweep was interrupted.
     """
     config = session.config
     chosen = space_of(kind, config)
@@ -179,8 +186,8 @@ def run(session: Session, kind: Kind) -> Outcome:
     count = len(rest) if rest is not None else max(0, config.sweep.trials - len(kept))
     failed: list[Trial] = []
     if count:
-        whole = len(kept) + count  # so that a sweep that goes on has trainings of as many workers as before
-        limit = min(whole, config.sweep.parallel or whole)
+        total = len(kept) + count  # not `count`: after a resume, each training must have as many workers as before
+        limit = min(total, config.sweep.parallel or total)
         plan, side_by_side = lanes(session.plan, ray.cluster_resources()["CPU"], limit, config.sweep.gpu)
         session.console.line(f"{count} trials, {side_by_side} at a time; {kind.name} maximises {config.sweep.metric}")
         mailbox = Mailbox()
@@ -191,12 +198,12 @@ def run(session: Session, kind: Kind) -> Outcome:
         results, kept = [grid[k] for k in range(len(grid))], _kept(folder)
         failed = [_failed(result, session) for result in results if result.error]
         if len(results) < count or any(_key(_point(r.config or {})) not in kept for r in results if not r.error):
-            raise SweepError("was interrupted; the same command with --sweep.resume goes on")
+            raise SweepError("the sweep was interrupted; to continue it, add --sweep.resume to the same command")
     return finish(session, kind.name, folder, [*kept.values(), *failed], kind.figure)
 
 
 def open_folder(session: Session, name: str) -> AnyPath:
-    """The folder of a sweep with this configuration: new, or with `sweep.resume` as it was left."""
+    """The folder of a sweep with this configuration: a new one, or with `sweep.resume` the existing one."""
     config = session.config
     sweep = replace(config.sweep, resume=False, parallel=None, gpu=1)
     recipe = to_dict(replace(config, workspace=None, num_cpus=None, workers=None, gpus=None, sweep=sweep))
@@ -206,15 +213,17 @@ def open_folder(session: Session, name: str) -> AnyPath:
     if config.sweep.resume:
         if not state.exists():
             raise ConfigError(
-                f"--sweep.resume: {session.workspace} has no such sweep; leave it out to start one, or give the same "
-                "fields as when it was started"
+                f"--sweep.resume: {session.workspace} has no such sweep; leave the field out to start one, or give "
+                "the same fields as in the interrupted command"
             )
         if not session.tracker.resume(json.loads(state.read_text())["run_id"]):
-            session.console.line("the sweep's MLflow run is gone: a new one goes on")
+            session.console.line("the sweep's MLflow run is gone; a new run takes its place")
     elif folder.exists():
-        remove(folder)  # what the trials made is in the store, and found again
+        remove(folder)  # the trials' artifacts are in the store, and become cache hits
         if folder.exists():
-            raise ConfigError(f"{folder}: an earlier sweep's, cannot be deleted; delete it, or give --sweep.resume")
+            raise ConfigError(
+                f"{folder}: this folder of an earlier sweep cannot be deleted; delete it, or give --sweep.resume"
+            )
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     write_text(state, json.dumps({"run_id": session.tracker.run_id, "config": recipe}, indent=1))
     session.tracker.tag("sweep", key)
@@ -224,7 +233,7 @@ def open_folder(session: Session, name: str) -> AnyPath:
 def finish(
     session: Session, name: str, folder: AnyPath, trials: list[Trial], draw: Callable[[Outcome], Figure]
 ) -> Outcome:
-    """Write `best.yaml`, `trials.json` and the figure of a sweep, and put all of it into its MLflow run.
+    """Write `best.yaml`, `trials.json` and the figure of a sweep, and log all three to its MLflow run.
 
     Raises:
         SweepError: no trial has finished.
@@ -238,7 +247,7 @@ def finish(
     trials = sorted(trials, key=rank, reverse=True)
     finished = [t for t in trials if t.state == "finished"]
     if not finished:
-        raise SweepError(f"all {len(trials)} trials failed; the first: {trials[0].error if trials else 'none ran'}")
+        raise SweepError(f"all {len(trials)} trials failed; first error: {trials[0].error if trials else 'none ran'}")
     best = finished[0]
     outcome = Outcome(
         name=name, metric=metric, trials=tuple(trials), best=space.checked(session.config, best.point), folder=folder
@@ -254,8 +263,8 @@ def finish(
         session.tracker.file(path)
     session.tracker.metrics(best.metrics)
     session.tracker.tag("best", space.label(best.point))
-    session.tracker.tag("mlflow.note.content", _markdown(outcome))  # the run's description
-    session.console.line(f"best of the sweep {relative(folder / BEST, session.workspace)}")
+    session.tracker.tag("mlflow.note.content", _markdown(outcome))  # MLflow shows it as the run's description
+    session.console.line(f"best configuration {relative(folder / BEST, session.workspace)}")
     return outcome
 
 
@@ -273,7 +282,7 @@ def _table(outcome: Outcome, shown: int) -> list[list[str]]:
 def _markdown(outcome: Outcome, shown: int = 20) -> str:
     head, *rows = ("| " + " | ".join(line) + " |" for line in _table(outcome, shown))
     rule = "|" + "---|" * (head.count("|") - 1)
-    return "\n".join([f"Best by {outcome.metric} first:", "", head, rule, *rows])
+    return "\n".join([f"The trials with the best {outcome.metric} come first:", "", head, rule, *rows])
 
 
 def lines(outcome: Outcome, shown: int = 20) -> list[str]:
@@ -296,13 +305,13 @@ def _tuner(
     shared: _Shared, rest: list[Point] | None, chosen: Space, count: int, side_by_side: int, kept: list[Trial]
 ) -> tune.Tuner:
     config = shared.session.config
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors are reported below, a line each
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_failed` reports each error in one line
     options: dict[str, Any] = dict(max_concurrent_trials=side_by_side)
     if rest is None:
         options |= dict(num_samples=count, search_alg=_searcher(config, chosen, kept))
     earlier = config.dynamic.train.epochs - 1
     if shared.kind.stops and earlier:
-        # Nothing is stopped at its last epoch: what follows is cheap.
+        # No trial is stopped at its last epoch, because the rest of the trial is cheap.
         options["scheduler"] = ASHAScheduler(
             time_attr="epoch",
             metric=config.sweep.metric,
@@ -311,7 +320,8 @@ def _tuner(
             reduction_factor=2,
             stop_last_trials=False,
         )
-    # The trial itself only waits for its stages' processes, which may need every CPU; Tune wants it to hold something.
+    # A trial's own process only waits for its stages' processes, which may need every CPU. Tune requires that a trial
+    # reserves something, so each trial reserves 1 byte of memory.
     trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"CPU": 0, "memory": 1})
     return tune.Tuner(
         trainable,
@@ -324,19 +334,19 @@ def _tuner(
 
 
 def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
-    """One trial, in a process of its own."""
+    """Run one trial, in its own process."""
     cluster.quiet()
     assert shared.kind.trial is not None
     point = _point(chosen)
     session, base = shared.session, shared.session.config
-    with session.child(space.checked(base, point), space.label(point), session.plan) as own:
-        metrics = shared.kind.trial(own, base)
+    with session.child(space.checked(base, point), space.label(point), session.plan) as trial_session:
+        metrics = shared.kind.trial(trial_session, base)
     _keep(shared.folder, Trial(point, metrics))
     tune.report({**metrics, "epoch": base.dynamic.train.epochs})
 
 
 def _point(chosen: dict[str, Any]) -> Point:
-    """Of what Ray Tune chose: one point of a list, or a value for each field."""
+    """The point in what Ray Tune chose: a whole point (grid, random) or a value for each field (optuna)."""
     return chosen.get("point", chosen)
 
 
@@ -349,7 +359,7 @@ def _file(folder: AnyPath, point: Point) -> AnyPath:
 
 
 def _keep(folder: AnyPath, trial: Trial) -> None:
-    """A trial that need not run again."""
+    """Store a trial, which `sweep.resume` then does not run again."""
     write_text(_file(folder, trial.point), json.dumps(asdict(trial)))
 
 
@@ -360,7 +370,7 @@ def _kept(folder: AnyPath) -> dict[str, Trial]:
 
 
 class _KeepStopped(tune.Callback):
-    """Keeps a trial that was stopped for its metric; a finished one has kept itself."""
+    """Stores a trial that was stopped for its poor metric. A finished trial is stored by `_trial`."""
 
     def __init__(self, folder: AnyPath, config: Config):
         self.folder, self.metric, self.epochs = folder, config.sweep.metric or "", config.dynamic.train.epochs
@@ -383,7 +393,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError("--sweep.search optuna: install the extra: pip install 'ssdd[sweep]'") from error
+        raise ConfigError("--sweep.search optuna: Optuna is not installed; run pip install 'ssdd[sweep]'") from error
     return optuna
 
 
@@ -391,7 +401,7 @@ def _searcher(config: Config, chosen: Space, kept: list[Trial]) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     distributions, metric = _optuna().distributions, config.sweep.metric or ""
-    known = [t for t in kept if math.isfinite(t.metrics[metric])]
+    finite = [t for t in kept if math.isfinite(t.metrics[metric])]
 
     def distribution(values: tuple[Any, ...] | Range) -> Any:
         if not isinstance(values, Range):
@@ -403,7 +413,7 @@ def _searcher(config: Config, chosen: Space, kept: list[Trial]) -> Any:
         space={name: distribution(values) for name, values in chosen.items()},
         metric=config.sweep.metric,
         mode="max",
-        seed=config.seed + len(kept),  # else it would propose what is known
-        points_to_evaluate=[t.point for t in known] or None,
-        evaluated_rewards=[t.metrics[metric] for t in known] or None,
+        seed=config.seed + len(kept),  # with the same seed, Optuna would propose the known points again
+        points_to_evaluate=[t.point for t in finite] or None,
+        evaluated_rewards=[t.metrics[metric] for t in finite] or None,
     )

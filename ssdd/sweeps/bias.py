@@ -1,7 +1,7 @@
-"""The sweep of the biases of eq. 3: many points in one pass over stored difference maps, or trainings.
+"""The sweep of eq. 3's biases: many points in one pass over stored difference maps, or one training for each point.
 
-In the static stage the biases act after the training alone: difference maps are made once, and any number of biases
-costs one pass over them. In the dynamic stage each point is a training.
+In the static stage the biases act only after the training. The difference maps are made once, and one pass over them
+measures any number of biases. In the dynamic stage each point is a training.
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ _STEPS = ",".join(f"{k / 20:g}" for k in range(-8, 12))
 
 
 def run(session: Session, kind: Kind) -> Outcome:
-    """Mean IoU of the masks at every bias and background bias, or with `sweep.stage dynamic` of trainings."""
+    """Measure m^D0 at every bias and background bias, or with `sweep.stage dynamic` run a training for each point."""
     config = session.config
     if config.sweep.stage == "dynamic":
         return base.run(session, kind)
@@ -43,7 +43,7 @@ def run(session: Session, kind: Kind) -> Outcome:
     base_bias = config.static.bias
     biases = [(p.get(BIAS, base_bias.bias), p.get(BACKGROUND, base_bias.background)) for p in wanted]
     counting = ray.remote(num_cpus=session.plan.unit)(confusion_at_points)
-    light = [Table(t.path, ()) for t in tables]  # without the id lists, which every task would carry
+    light = [Table(t.path, ()) for t in tables]  # without the image ids, which would be sent to every task
     show, parts = session.console.stage(kind.name), len(refined.table.parts)
     totals = np.zeros((len(biases), classes, classes), np.int64)
     running = [counting.remote(light, k, classes, base_bias, biases) for k in range(parts)]
@@ -61,32 +61,34 @@ def confusion_at_points(
 ) -> np.ndarray:
     """Confusion counts of m^D0 at many biases, over one part of the tables, in one pass over its pixels.
 
-    A pixel where the masks differ takes advice where w >= 0 (eq. 4). Here w = sum + rest, where
-    sum = bias + side * background bias is what the points vary: `side` is 1 where advice alone is background, -1 where
-    knowledge alone is, and else 0. The rest, d^K - d^A and the presence part, is the pixel's own. So the pixel takes
-    advice at just those points whose sum is at least its threshold, -rest. With the points sorted by their sums, these
-    are the points from some rank on: each pixel is counted once, at that rank, and a cumulative sum does the rest.
+    A pixel where the masks differ takes advice if its confidence w >= 0 (eq. 4). Here w = sum + rest. Only the sum,
+    bias + side * background bias, depends on the point: `side` is 1 where only advice is background, -1 where only
+    knowledge is background, and else 0. The rest, d^K - d^A plus the presence part, depends only on the pixel. So the
+    pixel takes advice at exactly those points whose sum is at least its threshold, -rest. If the points are sorted by
+    their sums, these are all points from some rank on. So the change of each pixel is counted once, at that rank, and a
+    cumulative sum over the ranks gives the counts at every point.
 
-    Example: three points with the biases 0, 0.2 and 0.1 and no background bias; a pixel with d^K = 0.3 and
-    d^A = 0.45. Its threshold is 0.15, and the sorted sums are 0, 0.1 and 0.2: from rank 2 on, at the point with 0.2
-    alone, the pixel counts with advice's class, and at the others with knowledge's.
+    Example: three points have the biases 0, 0.2 and 0.1 and no background bias, and a pixel has d^K = 0.3 and
+    d^A = 0.45. Its threshold is 0.15, and the sorted sums are 0, 0.1 and 0.2. From rank 2 on, that is only at the point
+    with the bias 0.2, the pixel counts with advice's class. At the other points it counts with knowledge's class.
 
     Args:
-        tables: of images, seeds and refined masks, side by side.
-        part: of the tables.
-        classes: their number, background included.
-        fixed: the parts of the bias that no point varies, `presence` and `vanish_ratio`.
+        tables: images, seed masks and refined masks, read side by side.
+        part: the number of the part to count.
+        classes: the number of classes, background included.
+        fixed: gives `presence` and `vanish_ratio`, which are the same at every point; its biases are ignored.
         points: bias and background bias of each point.
 
     Returns:
-        int64 (points, classes, classes), by true class and by the mask's class.
+        int64 (points, classes, classes): at each point, the pixels by true class and by class in m^D0.
     """
     sums = {side: np.array([bias + side * background for bias, background in points]) for side in (-1, 0, 1)}
-    sums = {side: values.astype(np.float32) for side, values in sums.items()}  # as eq. 3 is computed
+    sums = {side: values.astype(np.float32) for side, values in sums.items()}  # the precision of `refine.confidence`
     order = {side: np.argsort(values, kind="stable") for side, values in sums.items()}
-    cells = classes * classes  # of a confusion matrix, which is counted as a vector: true class * classes + class
-    with_knowledge = np.zeros(cells, np.int64)  # as if no pixel took advice
-    # Of the pixels that take advice from a rank on: rank * cells + cell, with advice's class and with knowledge's.
+    cells = classes * classes  # a confusion matrix is counted as a vector, at index true class * classes + class
+    with_knowledge = np.zeros(cells, np.int64)  # the counts if no pixel takes advice
+    # One number for each differing pixel, rank * cells + cell. From that rank on, the pixel counts in the cell of
+    # advice's class (`gained`), and no longer in the cell of knowledge's class (`lost`).
     gained: dict[int, list[np.ndarray]] = {side: [] for side in sums}
     lost: dict[int, list[np.ndarray]] = {side: [] for side in sums}
     columns = ["presence", "truth", "knowledge", "advice", "d_knowledge", "d_advice"]
@@ -109,7 +111,7 @@ def confusion_at_points(
     counts = np.repeat(with_knowledge[None], len(points), 0)
     for side in sums:
         if gained[side]:
-            ranks = (len(points) + 1) * cells  # the last rank is that of pixels that never take advice
+            ranks = (len(points) + 1) * cells  # the last rank has the pixels that never take advice
             changes = np.bincount(np.concatenate(gained[side]), minlength=ranks)
             changes -= np.bincount(np.concatenate(lost[side]), minlength=ranks)
             counts[order[side]] += changes.reshape(-1, cells).cumsum(0)[:-1]
@@ -119,14 +121,14 @@ def confusion_at_points(
 def _rest_of_confidence(
     row: Row, knowledge: np.ndarray, advice: np.ndarray, where: np.ndarray, classes: int, fixed: BiasConfig
 ) -> np.ndarray:
-    """Eq. 3 without the biases that are swept, d^K - d^A and the presence part, at some pixels: float32 (P,).
+    """Eq. 3 without the swept biases, that is d^K - d^A plus the presence part, at some pixels: float32 (P,).
 
     Args:
-        row: with presence and the difference maps.
+        row: a table row with `presence` and the difference maps.
         knowledge, advice: uint8 (H, W).
         where: bool (H, W), True at P pixels.
-        classes: their number.
-        fixed: what decides on the presence part.
+        classes: the number of classes, background included.
+        fixed: its `presence` and `vanish_ratio` determine the presence part.
     """
     presence = torch.from_numpy(codec.presence_vector(row["presence"], classes))[None]
     k, a = (torch.from_numpy(mask)[None] for mask in (knowledge, advice))
@@ -140,19 +142,21 @@ def _rest_of_confidence(
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be swept."""
+    """Raise ConfigError for a configuration that cannot be swept."""
     measured_on_train(config)
     if config.sweep.search == "optuna":
-        raise ConfigError("--sweep.search optuna: every point of the static stage costs the same: use grid or random")
+        raise ConfigError(
+            "--sweep.search optuna: all points of the static stage are measured together; use grid or random"
+        )
 
 
 def prepare(session: Session) -> None:
-    """The training list must have true masks."""
+    """Raise ConfigError if the training list has no true masks."""
     need_truth(session, session.config.train_split)
 
 
 def heat_map(outcome: Outcome) -> figures.Figure:
-    """Mean IoU over bias and background bias."""
+    """Draw the mean IoU over bias and background bias."""
     best = outcome.best.static.bias
     points = {
         (t.point.get(BIAS, best.bias), t.point.get(BACKGROUND, best.background)): t.metrics[REFINED]
@@ -162,7 +166,7 @@ def heat_map(outcome: Outcome) -> figures.Figure:
 
 
 def bias_sweep(stage: str) -> Kind:
-    """The sweep of one stage's biases."""
+    """The sweep of the biases of one stage, `static` or `dynamic`."""
     if stage == "dynamic":
         return replace(
             ALPHA_SWEEP,

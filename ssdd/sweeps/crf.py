@@ -1,4 +1,4 @@
-"""The sweep of the CRF that makes advice (sec. 5.2, Fig. 6): its weights and widths against what SSDD makes of it."""
+"""The sweep of the CRF that makes advice (sec. 5.2, Fig. 6): how its weights and widths change advice and m^D0."""
 
 from ssdd.config import Config, ConfigError
 from ssdd.reports import figures
@@ -11,27 +11,27 @@ METRICS = ("train.refined", "train.advice", "train.knowledge")
 
 
 def trial(session: Session, shared: Config) -> dict[str, float]:
-    """Advice by this CRF from the stored knowledge maps, DD-Net trained on both, and the scores of all three masks."""
-    made = seeds.run(session, seeds.run(session.with_config(shared)))
-    scores = evaluate.score_refined(session, static.run(session, made))
+    """Make advice with the trial's CRF from the stored probabilities, train DD-Net, and score all three masks."""
+    seed_masks = seeds.run(session, seeds.run(session.with_config(shared)))
+    scores = evaluate.score_refined(session, static.run(session, seed_masks))
     return scores.flat()
 
 
 def check(config: Config) -> None:
-    """Refuse what cannot be swept."""
+    """Raise ConfigError for a configuration that cannot be swept."""
     if config.knowledge is not None:
-        raise ConfigError("--knowledge: the CRF needs PSA's probabilities, which masks are not; leave it out")
+        raise ConfigError("--knowledge: this sweep's CRF needs PSA's probabilities, not masks; leave --knowledge out")
     base.measured_on_train(config)
 
 
 def prepare(session: Session) -> None:
-    """PSA's seeds of the training list, which must have true masks."""
+    """Make PSA's seed masks. Raises ConfigError if the training list has no true masks."""
     base.need_truth(session, session.config.train_split)
     seeds.run(session)
 
 
 def figure(outcome: Outcome) -> figures.Figure:
-    """Fig. 6: raw knowledge, CRF alone, SSDD and CRF, over each parameter."""
+    """Plot Fig. 6: mean IoU of knowledge, of the CRF alone, and of SSDD with the CRF, over each varied field."""
     names = {
         "train.knowledge": "knowledge $m^{K0}$",
         "train.advice": "CRF, advice $m^{A0}$",

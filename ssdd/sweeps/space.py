@@ -1,4 +1,4 @@
-"""The search space of a sweep: which fields of the configuration take which values. Knows neither Ray nor MLflow."""
+"""The search space of a sweep: which fields take which values. This module imports neither Ray nor MLflow."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ class Range:
     """Integers only."""
 
     def at(self, share: float) -> float:
-        """The value at a share 0..1 of the range."""
+        """The value at a share 0..1 of the way from `low` to `high`."""
         if self.log:
             value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
@@ -39,15 +39,15 @@ Space = dict[str, tuple[Any, ...] | Range]
 
 
 def read(base: Config, texts: Iterable[str], allowed: tuple[str, ...]) -> Space:
-    """A space from `FIELD=A,B,...` and `FIELD=LOW:HIGH[:log]`.
+    """Read a search space from texts `FIELD=A,B,...` and `FIELD=LOW:HIGH[:log]`.
 
     Args:
         base: the configuration whose fields are varied.
         texts: one for each field.
-        allowed: fields that the sweep can vary, or beginnings of their names, `crf.` say.
+        allowed: fields that the sweep can vary, or prefixes of their names, for example `crf.`.
 
     Raises:
-        ConfigError: what is wrong with which text.
+        ConfigError: names the text and what is wrong with it.
     """
     space: Space = {}
     for text in texts:
@@ -55,19 +55,21 @@ def read(base: Config, texts: Iterable[str], allowed: tuple[str, ...]) -> Space:
         name = name.strip().lstrip("-").replace("-", "_")
         try:
             if not equals:
-                raise ConfigError("is no FIELD=VALUES")
+                raise ConfigError("is not of the form FIELD=VALUES")
             if name in space:
-                raise ConfigError("names a field for the second time")
+                raise ConfigError("names this field for the second time; name it once")
             if isinstance(flatten(to_dict(base)).get(name), list):
                 raise ConfigError("is a field of several values, which cannot be swept")
             if not name.startswith(allowed):
-                type_of(name)  # refuses an unknown one
-                raise ConfigError(f"is not what this sweep varies: {', '.join(a.rstrip('.') for a in allowed)}")
+                type_of(name)  # raises ConfigError for an unknown field
+                raise ConfigError(
+                    f"this sweep does not vary this field; it varies {', '.join(a.rstrip('.') for a in allowed)}"
+                )
             space[name] = _dimension(base, name, values)
         except ConfigError as error:
             raise ConfigError(f"--sweep.space {text}: {error}") from error
     if not space:
-        raise ConfigError("--sweep.space: names no field")
+        raise ConfigError("--sweep.space: names no field; give FIELD=VALUES")
     return space
 
 
@@ -92,15 +94,15 @@ def _dimension(base: Config, name: str, text: str) -> tuple[Any, ...] | Range:
 
 
 def _value(base: Config, name: str, text: str) -> Any:
-    """The value as its field has it."""
+    """Read a text as a value of the field's type."""
     return flatten(to_dict(changed(base, {name: text})))[name]
 
 
 def grid(space: Space) -> list[Point]:
-    """Every combination.
+    """Every combination of the values.
 
     Raises:
-        ConfigError: a range has no end of values.
+        ConfigError: a field has a range instead of values.
     """
     ranges = [name for name, values in space.items() if isinstance(values, Range)]
     if ranges:
@@ -109,7 +111,7 @@ def grid(space: Space) -> list[Point]:
 
 
 def random(space: Space, count: int, seed: int) -> list[Point]:
-    """Up to `count` different points, each field drawn by itself, the same again for the same seed."""
+    """Up to `count` different points. Each field is drawn independently; the same seed gives the same points."""
     generator = np.random.default_rng(seed)
 
     def draw(values: tuple[Any, ...] | Range) -> Any:
@@ -124,7 +126,7 @@ def checked(base: Config, point: Point) -> Config:
     """The configuration at a point of the space.
 
     Raises:
-        ConfigError: it cannot work.
+        ConfigError: this configuration cannot work.
     """
     config = replaced(base, point)
     try:
@@ -135,13 +137,13 @@ def checked(base: Config, point: Point) -> Config:
 
 
 def label(point: Point) -> str:
-    """A short name: the fields' last words that tell them apart, and the values."""
+    """A short name of the point: for each field, its short name and its value."""
     names = short_names(point)
     return " ".join(f"{names[name]}={_text(value)}" for name, value in point.items())
 
 
 def short_names(fields: Iterable[str]) -> dict[str, str]:
-    """For each field its last word, or as many as set it apart from the others."""
+    """The last word of each field's name, or its last two, three, ... words if fewer do not tell all fields apart."""
     words = {name: name.split(".") for name in fields}
     depth = 1
     while len({tuple(w[-depth:]) for w in words.values()}) < len(words):

@@ -1,4 +1,4 @@
-"""Training samples: the order in which a training sees images, and Ray Data's tasks that read and augment them."""
+"""Training samples: the order in which a training sees images, and the Ray Data tasks that read and augment them."""
 
 import itertools
 from collections.abc import Iterator
@@ -20,26 +20,26 @@ from ssdd.storage import tables
 from ssdd.storage.tables import Row, Table
 
 MOST_TASKS = 20_000
-"""That read a training's samples. Each costs the driver half a millisecond before the first one runs; but where several
-run at once, samples wait in memory for those before them, the more the longer a task is."""
+"""The most tasks that read a training's samples. Each task costs the driver half a millisecond before the first task
+runs. Fewer, longer tasks need more memory: of the tasks that run at once, the later ones' samples wait in memory."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order in which a training sees images: one stream of epochs, each of which has every image once.
+    """The order in which a training sees images: one stream of epochs, and every image once in each epoch.
 
-    An epoch takes the parts of its tables in a random order, a few at a time, and those parts' images in a random
-    order. It follows from the seed and the epoch alone, so that a training can go on anywhere in the stream.
+    An epoch takes the parts of the tables in a random order, a few at a time, and the images of these parts in a random
+    order. The order depends only on the random seed and the epoch, so a training can continue anywhere in the stream.
     """
 
     images: int
     part_size: int
     seed: int
     together: int = 4
-    """Parts whose images are shuffled together."""
+    """The number of parts whose images are shuffled together."""
 
     def rows(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
-        """Epoch and image, as its row in the tables, at each position of a piece of the stream."""
+        """For each stream position from `begin` up to `end`: its epoch, and its image as a row number of the tables."""
         parts = -(-self.images // self.part_size)
         for epoch in range(begin // self.images, -(-end // self.images)):
             starts = self.part_size * np.random.default_rng([self.seed, epoch]).permutation(parts)
@@ -54,30 +54,30 @@ class Order:
 
 
 def pieces(order: Order, stream: range) -> list[range]:
-    """A stream of samples in pieces of whole blocks, one for each task that reads them; at most about MOST_TASKS."""
+    """Cut a stream of samples into pieces of whole blocks, one for each read task; at most about MOST_TASKS pieces."""
     block = stream.step
     piece = block * -(-max(order.part_size * order.together, len(stream) * block // MOST_TASKS) // block)
     return [range(k, min(k + piece, stream.stop), block) for k in range(stream.start, stream.stop, piece)]
 
 
 def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range, plan: Plan) -> ray.data.Dataset:
-    """Augmented training samples, a piece of the stream of epochs without a pause between them.
+    """Augmented training samples from a range of the stream of epochs, without a pause between epochs.
 
-    Columns: `image` uint8 (3, crop, crop), every mask column uint8 (mask_size, mask_size), `presence`
-    bool (num_classes,), `row` int64, the image's row in the tables, and where `sampling.plain` asks for it `plain`
-    uint8 (3, mask_size, mask_size), the image without colour jitter. How an image is augmented depends on the seed, the
-    epoch and the image alone.
+    Columns: `image` uint8 (3, crop, crop); every mask column uint8 (mask_size, mask_size); `presence`
+    bool (num_classes,); `row` int64, the image's row number in the tables; and, if `sampling.plain` is true, `plain`
+    uint8 (3, mask_size, mask_size), the image without colour jitter. The augmentation of an image depends only on the
+    random seed, the epoch and the image.
 
     Args:
-        joined: tables with the same parts.
-        sampling: what a sample is.
-        order: the stream.
-        stream: its positions; the step is the number of samples in a block. Workers that split the blocks take turns,
-            so that a step of all of them has the same samples, however many they are.
-        plan: resources.
+        joined: tables with the same parts; their columns are joined.
+        sampling: the columns of a sample and their augmentation.
+        order: the order of the images in the stream.
+        stream: the positions in the stream; the range's step is the number of samples in a block. The workers get the
+            blocks in turn, so that a training step has the same samples for any number of workers.
+        plan: the processes and their resources.
     """
     items = pieces(order, stream)
-    light = [Table(t.path, ()) for t in joined]  # without the id lists, which every task would carry
+    light = [Table(t.path, ()) for t in joined]  # without the id lists, which Ray would send to every task
     dataset = ray.data.read_datasource(
         Parts(items, partial(_read_samples, new_work(), light, sampling, order)),
         override_num_blocks=len(items),
@@ -85,13 +85,14 @@ def samples(joined: list[Table], sampling: Sampling, order: Order, stream: range
         concurrency=plan.data_tasks,
         **cluster.off_gpus(),
     )
-    # Ray Data joins blocks up to this size, and cuts them at one and a half of it: so they stay as they are.
+    # Ray Data merges blocks up to this size and splits blocks above 1.5 times this size. Our blocks are 1.25 times as
+    # large, so they stay as they are.
     dataset.context.target_max_block_size = int(0.8 * stream.step * sampling.bytes_of_sample)
     return dataset
 
 
 def warm_up(plan: Plan) -> None:
-    """Start the processes that will read samples, and their imports, while a trainer still starts its workers."""
+    """Start the processes that will read samples, and run their imports, while a trainer starts its workers."""
     options = dict(runtime_env=ray_internals.training_environment(), **cluster.off_gpus())
     for _ in range(plan.data_tasks):
         _import_transforms.options(**options).remote()
@@ -109,21 +110,21 @@ def _read_samples(
 
     from ssdd.data import transforms
 
-    torch.set_num_threads(1)  # this is one of several tasks beside the training
-    transform = transforms.augmentation(sampling.augment)
+    torch.set_num_threads(1)  # several such tasks run beside the training
     parts: dict[int, list[Row]] = {}
 
     def sample(epoch: int, number: int) -> Row:
         part, i = divmod(number, order.part_size)
         if part not in parts:
-            if len(parts) == 2 * order.together:  # the oldest has been seen
+            if len(parts) == 2 * order.together:  # the oldest part is no longer needed
                 del parts[next(iter(parts))]
             parts[part] = tables.read_joined(joined, part, ["image", "presence", *sampling.masks])
         row = parts[part][i]
-        image = codec.read_image(row["image"])
         masks = [codec.read_mask(row[name]) for name in sampling.masks]
-        own_seed = int(np.random.default_rng([order.seed, epoch, part, i]).integers(2**31))
-        augmented = transforms.augment(transform, image, masks, own_seed, sampling.mask_size, sampling.plain)
+        sample_seed = int(np.random.default_rng([order.seed, epoch, part, i]).integers(2**31))
+        augmented = transforms.augment(
+            sampling.augment, row["image"], masks, sample_seed, sampling.mask_size, sampling.plain
+        )
         presence = codec.presence_vector(row["presence"], sampling.num_classes)
         out = {"image": augmented.image, "presence": presence, "row": number}
         if augmented.plain is not None:

@@ -1,6 +1,7 @@
-"""Workers of a training on a local Ray: they meet in a file, and connect on the loopback interface alone.
+"""Connects the workers of a training on a local Ray: they find each other through a file, and use only loopback.
 
-Ray's own way is torch's store, which the first worker starts: it listens on every interface, without a password.
+With Ray's own TorchConfig, the first worker starts torch's TCP store, which listens on every interface without a
+password.
 """
 
 import os
@@ -12,43 +13,61 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.exceptions import GetTimeoutError
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, get_device
+from ray.train.backend import Backend, BackendConfig
 
 LEAVE_WITHIN = 30.0  # seconds
+TIMEOUT = timedelta(minutes=30)
+"""The timeout of the workers' communication, as in Ray's TorchConfig."""
 
 
-class LocalTorchConfig(TorchConfig):
-    """The `torch_config` of a TorchTrainer whose workers meet in a file."""
+class LocalTorchConfig(BackendConfig):
+    """The `torch_config` of a TorchTrainer whose workers find each other through a file.
+
+    The class does not inherit from TorchConfig, and this module does not import torch: Ray's controller loads the
+    config, and would import torch for three seconds before it starts the workers.
+
+    Args:
+        use_gpu: whether the workers train on GPUs.
+    """
+
+    def __init__(self, use_gpu: bool):
+        self.backend = "nccl" if use_gpu else "gloo"
 
     @property
     def backend_cls(self) -> type["_LocalBackend"]:
         return _LocalBackend
 
+    @property
+    def train_func_context(self) -> Any:
+        from ray.train.torch import TorchConfig
+
+        return TorchConfig().train_func_context  # Ray reads it on the driver; in a worker, the context selects the GPU
+
 
 class _LocalBackend(Backend):
-    share_cuda_visible_devices = True  # as TorchConfig's: `get_device` tells which of them is this worker's
+    share_cuda_visible_devices = True  # as in TorchConfig: workers see all GPUs, `get_device` names theirs
     folder = ""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a start that failed
+        shutil.rmtree(self.folder, ignore_errors=True)  # a start that failed may have left its folder
         self.folder = tempfile.mkdtemp(prefix="ssdd-")
-        ray.get(worker_group.execute_async(_join, f"file://{self.folder}/store", backend_config.timeout_s))
+        ray.get(worker_group.execute_async(_join, f"file://{self.folder}/store", backend_config.backend))
 
     def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
         try:
             ray.get(worker_group.execute_async(_leave), timeout=LEAVE_WITHIN)
         except GetTimeoutError:
-            pass  # they are ended afterwards
+            pass  # Ray ends the workers afterwards
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _join(store: str, timeout: float) -> None:
-    """In each worker: the variables that torch's tools look for, and the process group."""
-    context, where = ray.train.get_context(), get_device()
+def _join(store: str, backend: str) -> None:
+    """In each worker, set the environment variables that torch's tools read, and create the process group."""
+    import torch.distributed
+
+    context = ray.train.get_context()
     loopback = next(name for _, name in socket.if_nameindex() if name in ("lo", "lo0"))
     os.environ |= {
         "GLOO_SOCKET_IFNAME": loopback,
@@ -60,14 +79,16 @@ def _join(store: str, timeout: float) -> None:
         "NODE_RANK": str(context.get_node_rank()),
     }
     torch.distributed.init_process_group(
-        "nccl" if where.type == "cuda" else "gloo",
+        backend,
         init_method=store,
         rank=context.get_world_rank(),
         world_size=context.get_world_size(),
-        timeout=timedelta(seconds=timeout),
+        timeout=TIMEOUT,
     )
 
 
 def _leave() -> None:
+    import torch.distributed
+
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

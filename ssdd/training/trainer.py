@@ -1,4 +1,4 @@
-"""Ray Train from the driver: one training of any task, which goes on from its last checkpoint after an interruption."""
+"""Runs one training of any task with Ray Train; after an interruption it continues from its last checkpoint."""
 
 import contextlib
 import json
@@ -31,17 +31,17 @@ from ssdd.runtime.session import Session
 from ssdd.storage.artifacts import Artifact
 from ssdd.storage.paths import AnyPath, RemoteError, RemotePath, remove, stat
 from ssdd.storage.tables import DamagedTableError, Table
-from ssdd.training import ingest, worker
+from ssdd.training import entry, ingest, worker
 from ssdd.training.ingest import Order
 from ssdd.training.local_backend import LocalTorchConfig
-from ssdd.training.worker import META, STATE, DivergedError, Loop, LostError, OrderError, Validate
+from ssdd.training.worker import META, STATE, DivergedError, GPUMemoryError, Loop, LostError, OrderError, Validate
 
 PATIENCE = (5, 20, 80)
-"""Seconds before a training goes on where an object store has failed, at the first interruption and the next ones."""
+"""Seconds to wait after an object store has failed, before the first, second and third restart of a training."""
 RESTARTS = len(PATIENCE)
-"""How often a training goes on after an interruption, without a finished epoch in between."""
-# Errors that come from outside the training, which therefore starts again. Where a worker dies, another one may be the
-# first to report it: by torch's DistError, or by gloo's "closed by peer".
+"""The most restarts of a training without a finished epoch in between."""
+# Errors that come from outside the training, so the training is restarted. When a worker dies, another worker may
+# report it first, by torch's DistError or by gloo's "closed by peer".
 _LOST = (
     RayActorError,
     OutOfMemoryError,
@@ -58,16 +58,16 @@ def run(
     joined: list[Table],
     validate: Validate | None = None,
 ) -> Artifact:
-    """Train on the workers of the session's plan; an artifact with `model.pt`, the network's state dict.
+    """Train on the workers of the session's plan; return an artifact with `model.pt`, the network's state dict.
 
     Args:
-        session: cluster, workspace, progress, tracking.
-        name: of the stage, for progress and metrics.
-        recipe: what the result follows from. A training with the same recipe is not run again, and one that was
-            interrupted is continued.
-        task: what to train.
-        joined: tables with the columns that the task samples.
-        validate: scores the network after each epoch, as `NAME.iou`; the trial of a sweep reports that to Ray Tune.
+        session: provides cluster, workspace, progress lines and tracking.
+        name: the name of the stage, for progress lines and metrics.
+        recipe: the configuration and the inputs that determine the result. A finished training with the same recipe is
+            reused, and an interrupted one is continued.
+        task: the network, the losses and the samples.
+        joined: tables with the same parts, which together have the columns that the task needs.
+        validate: scores the network after each epoch (metric `NAME.iou`); a sweep's trial reports it to Ray Tune.
     """
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
     training = _Training(session=session, name=name, runs=runs, task=task, joined=joined, validate=validate)
@@ -89,10 +89,11 @@ class _Training:
     validate: Validate | None
 
     def fit(self, folder: AnyPath) -> dict[str, Any]:
-        """Train to the end, through interruptions, and write the network into a folder.
+        """Train to the last epoch, with restarts after interruptions, and write the network into a folder.
 
         Returns:
-            `seconds`, with those of earlier jobs up to the checkpoint that this one goes on from, and the `history`.
+            `seconds`, the training time, and `history`, see `worker.History`. Both include earlier jobs, up to the
+            checkpoint from which this job continues.
         """
         name, line, epochs_wanted = self.name, self.session.console.line, self.task.train.epochs
         restarts, epochs, done, plan = 0, 0, -1, self.session.plan
@@ -112,7 +113,7 @@ class _Training:
                 self._attempt(plan, epochs, state)
                 if last_checkpoint(self.runs)[0] < epochs_wanted:
                     raise LostError(
-                        f"[{name}] its last checkpoint did not arrive in {self.runs}; the same command goes on"
+                        f"[{name}] the last checkpoint is missing in {self.runs}; give the same command again to go on"
                     )
             except (ray.train.TrainingFailedError, RayActorError, RemoteError) as error:
                 reason = _lost(error)
@@ -122,9 +123,9 @@ class _Training:
                     if isinstance(error, RemoteError):
                         raise
                     raise LostError(
-                        f"[{name}] lost a process {restarts + 1} times in epoch {epochs + 1} ({reason}): is there "
-                        "enough memory (--step.micro-batch, --workers)? The same command goes on after the last "
-                        "finished epoch"
+                        f"[{name}] lost a process {restarts + 1} times in epoch {epochs + 1} ({reason}); if there is "
+                        "too little memory, set a smaller --step.micro-batch or --workers. Give the same command again "
+                        "to go on after the last finished epoch"
                     ) from error
                 if isinstance(error, RemoteError):
                     time.sleep(PATIENCE[restarts])
@@ -133,12 +134,12 @@ class _Training:
                 line(f"[{name}] interrupted ({reason}); starts again")
 
     def _attempt(self, plan: Plan, first_epoch: int, resume: AnyPath | None) -> None:
-        """Train from the last checkpoint to the end, on the workers of a plan."""
+        """Train from a checkpoint, if there is one, to the last epoch, on the workers of a plan."""
         session, task, train, table = self.session, self.task, self.task.train, self.joined[0]
         images = min(train.batch_size, table.rows)
         workers = workers_for(images, plan.workers)
         if images < train.batch_size:
-            session.console.line(f"[{self.name}] {images} images a step, not {train.batch_size}: there are no more")
+            session.console.line(f"[{self.name}] {images} images a step: the list has fewer than {train.batch_size}")
         session.console.line(f"[{self.name}] {_workers_line(images, workers, plan.workers)}")
         steps = table.rows // images
         order = Order(table.rows, len(table.parts[0]), session.config.seed)
@@ -160,17 +161,18 @@ class _Training:
             validate=self.validate,
         )
         trainer = TorchTrainer(
-            # Ray's controller unpacks a train_loop_config, and so would import torch and timm.
-            partial(worker.train, loop),
-            torch_config=LocalTorchConfig() if cluster.on_loopback() else None,
+            # The loop is not a train_loop_config: Ray's controller would unpickle that, and so import torch and timm.
+            partial(entry.begin, ray.cloudpickle.dumps(loop)),
+            torch_config=LocalTorchConfig(plan.use_gpu) if cluster.on_loopback() else None,  # type: ignore[arg-type]
             scaling_config=ScalingConfig(
                 num_workers=workers,
                 use_gpu=plan.use_gpu,
                 resources_per_worker=plan.network_resources,
-                placement_strategy="PACK" if plan.use_gpu else "SPREAD",  # each has its share of a node's threads
+                placement_strategy="PACK" if plan.use_gpu else "SPREAD",  # CPU workers use all nodes' cores
             ),
             datasets={"train": ingest.samples(self.joined, task.sampling, order, stream, plan)},
-            # In order, and to the workers in turns, so that a step has the same samples wherever its workers are.
+            # The samples keep their order and go to the workers in turn, so that a step has the same samples, whatever
+            # nodes the workers run on.
             dataset_config=DataConfig(
                 execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
             ),
@@ -189,18 +191,18 @@ class _Training:
 
 
 def _no_restarts() -> FailureConfig:
-    """Ray Train restarts nothing by itself: `_Training.fit` does, with the rest of the samples.
+    """Keep Ray Train from restarting a training: `_Training.fit` restarts it with the remaining samples.
 
-    It may try five times, a minute each, to start the workers; then `fit` goes on with what is left of the cluster.
-    Versions of Ray before 2.58 have no limit of their own for preemptions.
+    Ray Train may still try five times, a minute each, to start the workers; after that, `fit` continues with the rest
+    of the cluster. Ray before 2.58 has no separate limit for preemptions.
     """
     options: dict[str, Any] = dict(max_failures=0, max_preemption_failures=0, controller_failure_limit=5)
-    known = {field.name for field in fields(FailureConfig)}
-    return FailureConfig(**{name: value for name, value in options.items() if name in known})
+    supported = {field.name for field in fields(FailureConfig)}
+    return FailureConfig(**{name: value for name, value in options.items() if name in supported})
 
 
 class _Progress:
-    """Shows what the workers send on the terminal, and tracks it."""
+    """Shows the workers' events on the terminal, and sends their metrics to the tracker."""
 
     def __init__(self, session: Session, name: str):
         self.show, self.tracker, self.name = session.console.stage(name), session.tracker, name
@@ -214,23 +216,23 @@ class _Progress:
 
 
 def _workers_line(images: int, workers: int, available: int) -> str:
-    """Who shares the images of a step, and why not all of the workers do."""
+    """The progress line about the workers of a step, and why not all available workers are used."""
     text = f"{images} images a step on {workers} worker{'s' if workers > 1 else ''}"
-    return text + (f" of {available}, the most that divide them" if workers < available else "")
+    return text + (f" of {available}: more would not divide the images evenly" if workers < available else "")
 
 
 def _lost(error: Exception) -> str | None:
-    """What became of a training that something outside ended; None where it failed by itself."""
+    """The reason why a training was interrupted from outside; None if the training itself failed."""
     for failure in _failures(error):
         cause = ray_internals.behind(failure)
-        by_peer = isinstance(cause, RuntimeError) and "by peer" in str(cause)  # gloo's
+        by_peer = isinstance(cause, RuntimeError) and "by peer" in str(cause)  # gloo's error
         if isinstance(cause, _LOST) or by_peer or ray_internals.is_interruption(cause):
             return message_of(cause).splitlines()[0]
     return None
 
 
 def _failures(error: Exception) -> list[Exception]:
-    """What went wrong, out of Ray's report of a training."""
+    """The errors in Ray's report of a failed training."""
     if isinstance(error, ray.train.WorkerGroupError):
         return list(error.worker_failures.values())
     return [getattr(error, "controller_failure", error)]
@@ -238,29 +240,30 @@ def _failures(error: Exception) -> list[Exception]:
 
 @contextlib.contextmanager
 def _unwrapped(name: str, runs: AnyPath) -> Iterator[None]:
-    """What the user can mend as itself, instead of inside Ray's report of the failure."""
+    """If the user can fix an error, raise the error itself instead of Ray's report that contains it."""
     try:
         yield
     except (ray.train.TrainingFailedError, OSError) as error:
         failures, by_worker = _failures(error), isinstance(error, ray.train.WorkerGroupError)
         diverged = [f for f in failures if isinstance(f, DivergedError)]
-        if diverged:  # each worker knows its own images
+        if diverged:  # each worker's error names only its own images
             images = tuple(sorted({image for failure in diverged for image in failure.images}))
             raise DivergedError(f"[{name}] {diverged[0].what}", images) from None
         for failure in failures:
-            if isinstance(failure, OrderError):
-                raise OrderError(f"[{name}] {failure}") from None
+            for kind in (OrderError, GPUMemoryError):
+                if isinstance(failure, kind):
+                    raise kind(f"[{name}] {failure}") from None
             if disk_is_full(failure) or isinstance(failure, (RemoteError, DamagedTableError, CrashError)):
                 raise failure from error
-            unnumbered = getattr(original_error(failure), "errno", 0) is None  # as pyarrow's are
-            if isinstance(failure, OSError) and unnumbered and isinstance(runs, RemotePath) and not by_worker:
-                raise runs.error(failure) from error  # of Ray's own files there
+            without_errno = getattr(original_error(failure), "errno", 0) is None  # as with pyarrow's errors
+            if isinstance(failure, OSError) and without_errno and isinstance(runs, RemotePath) and not by_worker:
+                raise runs.error(failure) from error  # Ray could not read or write its own files in the object store
         raise
 
 
 @contextlib.contextmanager
 def _own_interrupt() -> Iterator[None]:
-    """Give Ctrl-C back afterwards: Ray Train would keep it for a training that has ended."""
+    """Restore the handler of Ctrl-C after the block: Ray Train would keep its own one after the training has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -272,11 +275,11 @@ def _own_interrupt() -> Iterator[None]:
 
 
 def last_checkpoint(runs: AnyPath) -> tuple[int, AnyPath | None]:
-    """Epochs done and folder of the furthest whole checkpoint; 0 and None where there is none."""
-    found: list[tuple[int, AnyPath]] = []
+    """The number of finished epochs and the folder of the latest complete checkpoint; 0 and None if there is none."""
+    whole: list[tuple[int, AnyPath]] = []
     for path in runs.glob(f"*/*/{META}"):
-        with contextlib.suppress(ValueError, OSError):  # damaged ones are left out
+        with contextlib.suppress(ValueError, OSError):  # skip damaged checkpoints
             meta = json.loads(path.read_text())
             if stat(path.parent / STATE).st_size == meta["bytes"]:
-                found.append((meta["epoch"], path.parent))
-    return max(found, default=(0, None))
+                whole.append((meta["epoch"], path.parent))
+    return max(whole, default=(0, None))

@@ -29,13 +29,13 @@ from ssdd.storage.tables import open_table
 from ssdd.training.ingest import Order
 
 STATE = "state.pt"
-META = "meta.json"  # of a checkpoint, whose last file it is: `epoch`, `bytes` of the state, `history`
+META = "meta.json"  # written last in a checkpoint: `epoch`, `bytes` (the size of STATE), `history`
 LOG_EVERY = 2.0  # seconds
 CHECK_EVERY = 20  # steps
 
 
 class DivergedError(RuntimeError):
-    """A loss is no longer a number; the message names it, the step, that step's images and the remedy."""
+    """A loss is NaN or infinite; the message names the loss, the step, that step's images and the remedy."""
 
     def __init__(self, what: str, images: tuple[str, ...]):
         super().__init__(what, images)  # both, for pickle
@@ -45,44 +45,49 @@ class DivergedError(RuntimeError):
         return f"{self.what}: lower the learning rate, or look at the images of that step: {', '.join(self.images)}"
 
 
+class GPUMemoryError(RuntimeError):
+    """A step does not fit into the memory of a GPU; the message names the option that makes it smaller."""
+
+
 class LostError(RuntimeError):
-    """The processes of a training die again and again, or what it made did not arrive; the message says how."""
+    """The processes of a training died again and again, or its last checkpoint is missing; the message says which."""
 
 
 class OrderError(RuntimeError):
-    """Ray Data gave a worker other samples than were to come; the message names them."""
+    """Ray Data gave a worker other samples than expected; the message names their images."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """What a worker gets."""
+    """The arguments of a training worker."""
 
     name: str
     task: Task
     order: Order
-    """In which the images come, and the seed of everything that is drawn."""
+    """The order of the images; it also has the random seed of the training."""
     table: AnyPath
-    """With the images."""
+    """The table with the images."""
     images: int
-    """Of a step, over all workers, which divide it."""
+    """The images of a step over all workers; the number of workers divides it."""
     steps: int
-    """Of an epoch."""
+    """The steps of an epoch."""
     threads: int
     step: StepConfig
     first_epoch: int
     checkpoints: AnyPath
-    """Their folder: Ray Train's of this attempt."""
+    """The folder for checkpoints: Ray Train's folder of this attempt."""
     resume: AnyPath | None
+    """The checkpoint from which to continue, if any."""
     mailbox: Mailbox
     validate: "Validate | None"
 
 
 Validate = Callable[[nn.Module, int, int], np.ndarray]
-"""Gives a worker's share of a network's confusion matrix, from its rank and the number of workers."""
+"""Returns a worker's share of a network's confusion matrix, given the network, the rank and the number of workers."""
 IOU = "iou"  # in percent
 History = list[dict[str, float]]
-"""What was logged of a training, in its order: `step`, `epoch` (a fraction), `seconds` since it began, and the losses,
-the learning rate or the mean IoU by their names in MLflow."""
+"""The logged values of a training, in time order. Each entry has `step`, `epoch` (a fraction), `seconds` since the
+start, and either the losses, the learning rate and `images_per_s`, or the mean IoU."""
 
 
 def train(loop: Loop) -> None:
@@ -90,44 +95,46 @@ def train(loop: Loop) -> None:
     task, train = loop.task, loop.task.train
     context = ray.train.get_context()
     workers, rank = context.get_world_size(), context.get_world_rank()
-    where = ray.train.torch.get_device()
-    if where.type == "cpu":
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
         torch.set_num_threads(loop.threads)
     torch.manual_seed(loop.order.seed)
-    net = task.build().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = task.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_for(net, train)
     if loop.resume is not None:
-        state = checkpoints.read(loop.resume / STATE, where)
+        state = checkpoints.read(loop.resume / STATE, device)
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         del state
     net.train()
     if loop.step.compile:
         net.backbone.compile()
-    together = Workers(net)
-    clock = Clock(where if rank == 0 else torch.device("cpu"))  # the others' times, and their events, nobody reads
-    bf16 = in_bf16(loop.step, where)
+    all_workers = Workers(net)
+    clock = Clock(device if rank == 0 else torch.device("cpu"))  # only the first worker's GPU times are reported
+    bf16 = in_bf16(loop.step, device)
 
     total, size = loop.steps * train.epochs, loop.images // workers
     batches = ray.train.get_dataset_shard("train").iter_torch_batches(
-        batch_size=size, prefetch_batches=2, drop_last=True, pin_memory=where.type == "cuda"
+        batch_size=size, prefetch_batches=2, drop_last=True, pin_memory=device.type == "cuda"
     )
-    part, ahead = loop.step.parts_of(size, task.runs_on_actors, where.type == "cuda")
+    part, ahead = loop.step.parts_of(size, task.runs_on_actors, device.type == "cuda")
     log = _Log(loop, total, clock, rank)
     checks = _Checks(loop, rank, workers)
     step = loop.first_epoch * loop.steps
     for batch in clock.each("data_wait", batches):
-        if step % loop.steps == 0:  # dropout, the same whether the training was interrupted or not
+        if step % loop.steps == 0:  # seed dropout, so that a training that was interrupted gets the same values
             epoch_seed = np.random.default_rng([loop.order.seed, step // loop.steps, rank]).integers(2**31)
             torch.manual_seed(int(epoch_seed))
         for group in optimizer.param_groups:
             group["lr"] = train.lr * group["scale"] * lr_factor(train, step / total)
         try:
-            losses = gradients(task, net, batch, together, clock, part, ahead, bf16)
-        except CrashError as error:  # of a CRF actor, which does not know the images
+            losses = gradients(task, net, batch, all_workers, clock, part, ahead, bf16)
+            with clock("update"):
+                optimizer.step()
+        except CrashError as error:  # from a CRF actor, which does not know the image ids
             raise CrashError(checks.names(batch["row"].tolist())) from error
-        with clock("update"):
-            optimizer.step()
+        except torch.cuda.OutOfMemoryError as error:
+            raise GPUMemoryError(too_large(part, error)) from error
         step += 1
         checks.add(step, losses, batch["row"])
         ended = step % loop.steps == 0
@@ -142,12 +149,19 @@ def train(loop: Loop) -> None:
             ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
+def too_large(part: int, error: Exception) -> str:
+    """The error message for a GPU whose memory is too small for `part` images at once."""
+    remedy = f"--step.micro-batch {part // 2}" if part > 1 else "a smaller augment.crop, or a GPU with more memory"
+    first_line = str(error).partition("\n")[0]
+    return f"the GPU has too little memory for {part} images at once: try {remedy} ({first_line})"
+
+
 def _checkpoint(
     folder: AnyPath, epoch: int, net: nn.Module, optimizer: torch.optim.Optimizer, history: History
 ) -> Checkpoint:
-    """What the first worker writes into a new folder at an epoch's end."""
-    folder.mkdir()  # in Ray's, so that a disk that is not shared is an error
-    # Where it stays: Ray's own upload does not say when it fails at its end.
+    """Write a checkpoint into a new folder at the end of an epoch; only the first worker does so."""
+    folder.mkdir()  # without `parents`: if the disk is not shared, Ray's folder is missing here, which is an error
+    # Written directly to its final place, because Ray's own upload does not report a failure at its end.
     size = checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
     (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size, "history": history}))
     system = ray.train.get_context().get_storage().storage_filesystem
@@ -155,32 +169,33 @@ def _checkpoint(
 
 
 def read_history(checkpoint: AnyPath | None) -> History:
-    """Of a training up to a checkpoint; empty without one, or where an earlier version has written it."""
+    """A training's history up to a checkpoint; empty if there is no checkpoint or an earlier version wrote it."""
     return [] if checkpoint is None else json.loads((checkpoint / META).read_text()).get("history", [])
 
 
 class _Checks:
-    """Ends a training whose samples or losses are not what they should be, before its state becomes a checkpoint.
+    """Ends a training with unexpected samples or invalid losses, before its state becomes a checkpoint.
 
-    All workers look at the same steps, each for its own images, and rarely: it makes the CPU wait for the GPU.
+    All workers check after the same steps, each its own images. They check rarely, because the CPU has to wait for the
+    GPU.
     """
 
     def __init__(self, loop: Loop, rank: int, workers: int):
         self.loop, self.rank = loop, rank
-        self.ids: list[str] = []  # read when they are needed
+        self.ids: list[str] = []  # image ids, read when they are needed
         self.steps: list[tuple[int, dict[str, Tensor], Tensor]] = []
         self.expected = _expected_rows(loop, rank, workers)
 
     def add(self, step: int, losses: dict[str, Tensor], rows: Tensor) -> None:
-        """Losses of all workers' samples, and this worker's samples as rows of the images' table."""
+        """Keep a step's losses over all workers, and this worker's samples as row numbers, for the next check."""
         self.steps.append((step, losses, rows))
 
     def run(self) -> None:
-        """Look at the steps since the last call.
+        """Check the steps since the last call.
 
         Raises:
-            OrderError: the samples of a step are not those of `Order`.
-            DivergedError: a loss is no number.
+            OrderError: a step has other samples than the `Order` gives.
+            DivergedError: a loss is NaN or infinite.
         """
         values = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in self.steps]).cpu()
         for (step, losses, rows), of_step in zip(self.steps, values, strict=True):
@@ -188,8 +203,8 @@ class _Checks:
             if seen != expected:
                 raise OrderError(
                     f"at step {step} worker {self.rank} got the images {', '.join(self.names(seen))} instead of "
-                    f"{', '.join(self.names(expected))}: Ray {ray.__version__} split the samples in another way than "
-                    "expected. This epoch is not kept. Train with --workers 1, where nothing is split, and report it"
+                    f"{', '.join(self.names(expected))}: Ray {ray.__version__} split the samples in an unexpected way, "
+                    "and this epoch is lost. Train with --workers 1, which needs no split, and report this error"
                 )
             for name, value in zip(losses, of_step.tolist(), strict=True):
                 if not math.isfinite(value):
@@ -197,13 +212,13 @@ class _Checks:
         self.steps.clear()
 
     def names(self, rows: list[int]) -> tuple[str, ...]:
-        """Image ids of rows of the images' table."""
+        """The image ids of some rows of the table."""
         self.ids = self.ids or list(itertools.chain(*open_table(self.loop.table).parts))
         return tuple(self.ids[row] for row in rows)
 
 
 def _expected_rows(loop: Loop, rank: int, workers: int) -> Iterator[list[int]]:
-    """Rows of a worker's samples, step by step: workers take turns, so that each has one piece of a step's images."""
+    """The row numbers of a worker's samples in each step: a worker gets one consecutive piece of the step's images."""
     first, last = (epochs * loop.steps * loop.images for epochs in (loop.first_epoch, loop.task.train.epochs))
     stream, size = loop.order.rows(first, last), loop.images // workers
     while step := [row for _, row in itertools.islice(stream, loop.images)]:
@@ -211,7 +226,7 @@ def _expected_rows(loop: Loop, rank: int, workers: int) -> Iterator[list[int]]:
 
 
 class _Log:
-    """Means over the last seconds, sent to the driver by the first worker, which puts them into the history as well."""
+    """Averages values over a few seconds; the first worker sends them to the driver and adds them to the history."""
 
     def __init__(self, loop: Loop, total: int, clock: Clock, rank: int):
         self.loop, self.total, self.clock, self.rank = loop, total, clock, rank
@@ -242,7 +257,7 @@ class _Log:
         self._reset()
 
     def validated(self, step: int, net: nn.Module, workers: int) -> dict[str, float]:
-        """`NAME.iou` of the network, where it is to be scored after an epoch; all workers take part."""
+        """The network's score `NAME.iou` after an epoch; empty without `loop.validate`. All workers must call this."""
         if self.loop.validate is None:
             return {}
         net.eval()
