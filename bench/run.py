@@ -460,8 +460,7 @@ class Setting:
 
     def labelled(self, count):
         """Rows with a photograph of about 375 x 500 pixels and a mask of the same size, in the column `refined`."""
-        table = self.photographs(count)
-        rows = [r for part in range(len(table.parts)) for r in table.read(part)]
+        rows = list(self.photographs(count))
         for r in rows:
             height, width = codec.read_image(r["image"]).shape[:2]
             labels = np.array([0, *r["presence"]], np.uint8)

@@ -1,7 +1,6 @@
 """The benchmarks of trainings: the cost of a sample, of a start and of a step, each against a plain way to do it."""
 
 import contextlib
-import json
 import statistics
 import subprocess
 import sys
@@ -16,15 +15,13 @@ from ssdd.config import TrainConfig
 from ssdd.data import codec, transforms
 from ssdd.data.sampling import Sampling
 from ssdd.losses import Means
-from ssdd.nets import checkpoints
-from ssdd.nets.networks import DynamicNet
 from ssdd.objectives.crf import InlineCRF
 from ssdd.objectives.dynamic import DynamicTask
 from ssdd.objectives.fixed import FixedTask
 from ssdd.objectives.optimizer import optimizer_for
 from ssdd.presets import PRESETS, mini, paper, photographs
 from ssdd.runtime.actor_crf import ActorCRF
-from ssdd.storage.artifacts import ABOUT
+from ssdd.storage.artifacts import ABOUT, Artifact, read_about
 from ssdd.training import trainer
 
 
@@ -130,7 +127,7 @@ def data_wait(milliseconds, setting):
     with setting.session(replace(mini(), workers=1)) as session:
         for turn in range(3):
             artifact = trainer.run(session, "wait", {"turn": turn}, task, [table])
-            history = [h for h in json.loads((artifact.path / ABOUT).read_text())["history"] if "images_per_s" in h]
+            history = [h for h in read_about(artifact)["history"] if "images_per_s" in h]
             steps = [train.batch_size / h["images_per_s"] for h in history[1:-1]]  # without the first and last entries
             shares.append(1 - milliseconds / 1000 / statistics.mean(steps))
     return row(f"data_wait_{milliseconds}ms", shares, 0.05)
@@ -141,12 +138,11 @@ def against_published_loop(setting):
     chosen, table = photographs(), setting.table(64)
     start = setting.static_network(chosen)
     dynamic = replace(chosen.dynamic, train=replace(chosen.dynamic.train, epochs=2))
-    net = DynamicNet(chosen.network, 21)
-    checkpoints.load_start(net, start, {"main": "main", "sub": "main", "ddnet1": "ddnet"})
-    net = net.to(memory_format=torch.channels_last).train()
+    task = DynamicTask(network=chosen.network, dynamic=dynamic, classes=21, start=start, crf=InlineCRF(dynamic.crf))
+    net = task.build().to(memory_format=torch.channels_last).train()
     samples = PlainSamples(dynamic.train.augment, chosen.network.mask_size(dynamic.train.augment.crop))
     loop = PlainLoop(net, optimizer_for(net, dynamic.train), dynamic, samples)
-    rows = [r for part in range(len(table.parts)) for r in table.read(part)]
+    rows = list(table)
 
     def plain():
         torch.set_num_threads(setting.cpus)
@@ -157,16 +153,15 @@ def against_published_loop(setting):
     ratios = []
     loop.step(rows[:8])
     with setting.session(chosen) as session:
-        crf = dynamic.crf
         for turn in range(3):
-            inline = session.plan.threads == 1
-            pool = None if inline else setting.pool(session.plan.crf_actors)
-            backend = InlineCRF(crf) if inline else ActorCRF(crf, pool)
-            task = DynamicTask(network=chosen.network, dynamic=dynamic, classes=21, start=start, crf=backend)
+            pool = None
+            if session.config.step.crf_of(session.plan.threads, session.plan.use_gpu) == "actors":
+                pool = setting.pool(session.plan.crf_actors)
+                task = replace(task, crf=ActorCRF(dynamic.crf, pool))
             artifact = trainer.run(session, "ours", {"turn": turn}, task, [table])
             if pool:
                 pool.close()
-            history = json.loads((artifact.path / ABOUT).read_text())["history"]
+            history = read_about(artifact)["history"]
             first, last = history[0], history[-1]
             ours = (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]) / 8
             theirs = plain()
@@ -178,11 +173,11 @@ def against_published_loop(setting):
 def demo(setting):
     """The seconds that all artifacts in the workspace took, over those of the steps of its trainings alone."""
     folders = [path.parent for path in (setting.workspace / "artifacts").glob(f"*/{ABOUT}")]
-    told = [json.loads((folder / ABOUT).read_text()) for folder in folders]
-    steps = sum(record["history"][-1]["seconds"] for record in told if record.get("history"))
+    records = [read_about(Artifact(folder.name, "", folder)) for folder in folders]
+    steps = sum(record["history"][-1]["seconds"] for record in records if record.get("history"))
     if not steps:
         print(f"  demo: nothing is trained in {setting.workspace}; run `make demo`, or name a workspace")
         return []
-    whole = sum(record["seconds"] for record in told)
+    whole = sum(record["seconds"] for record in records)
     print(f"  {whole:.0f} s, of which {steps:.0f} are training steps")
     return row("demo", [whole / steps], None)

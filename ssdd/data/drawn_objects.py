@@ -117,12 +117,12 @@ class Look:
         )
 
     def skin(self, outline: Floats) -> Part:
+        return self.textured(outline, self.body, self.second_color)
+
+    def textured(self, outline: Floats, color: Floats, second_color: Floats) -> Part:
+        """A part with the skin's texture in other colours."""
         return Part(
-            outline=outline,
-            color=self.body,
-            second_color=self.second_color,
-            texture=self.texture,
-            frequency=self.frequency,
+            outline=outline, color=color, second_color=second_color, texture=self.texture, frequency=self.frequency
         )
 
     def shade(self, outline: Floats) -> Part:
@@ -291,16 +291,7 @@ def _flower(rng: Generator, look: Look) -> list[Part]:
     leaves = (right, left)[: rng.integers(1, 3)]
     return [
         _flat(_ribbon(centre, (bend_x, 0.2), (0, 1), 0.08, 0.11), leaf_color * 0.85),
-        *(
-            Part(
-                outline=leaf,
-                color=leaf_color,
-                second_color=leaf_color * 0.75,
-                texture=look.texture,
-                frequency=look.frequency,
-            )
-            for leaf in leaves
-        ),
+        *(look.textured(leaf, leaf_color, leaf_color * 0.75) for leaf in leaves),
         *(look.skin(_turn(petal, first_angle + 360 * k / petal_count, centre)) for k in range(petal_count)),
         Part(
             outline=_ellipse(*centre, centre_radius * 1.25, centre_radius * 1.25),
@@ -320,13 +311,7 @@ def _mushroom(rng: Generator, look: Look) -> list[Part]:
     dots = rng.uniform((-0.7, 0.12), (0.7, 0.85), (int(rng.integers(5, 10)), 2))
     dots = dots[(dots**2).sum(1) < 0.75] * (cap_radius, -cap_height) - (0, 0.1)
     return [
-        Part(
-            outline=stem,
-            color=stem_color,
-            second_color=stem_color * 0.7,
-            texture=look.texture,
-            frequency=look.frequency,
-        ),
+        look.textured(stem, stem_color, stem_color * 0.7),
         _flat(_ellipse(0, -0.1, cap_radius, 0.13), stem_color * 0.75),
         Part(
             outline=_ellipse(0, -0.1, cap_radius, cap_height, 180, 360),

@@ -83,7 +83,7 @@ def _cropped(image: np.ndarray, geometry: Geometry, crop: int) -> Tensor:
         padded = torch.full((3, crop, crop), 127, dtype=torch.uint8)
         padded[:, -top : side - top, -left : side - left] = part
         part = padded
-    return (part.flip(-1) if mirrored else part).contiguous(memory_format=torch.contiguous_format)
+    return (part.flip(-1) if mirrored else part).contiguous()
 
 
 def sampled(mask: np.ndarray, geometry: Geometry, crop: int, size: int) -> np.ndarray:
