@@ -7,11 +7,11 @@ BIN := .venv/bin
 demo: .venv/installed ## the whole method on the embedded data set
 	$(BIN)/python ray_jobs/dynamic.py
 
-test: lint ## everything
-	$(BIN)/python -m pytest
+test: lint test-pure ## everything
+	$(BIN)/python -m pytest -m "(ray or programs) and not minutes"
 
 test-pure: .venv/installed ## what needs neither a Ray cluster nor another program
-	$(BIN)/python -m pytest -m "not ray and not programs"
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not ray and not programs and not minutes"
 
 test-faults: .venv/installed ## lost nodes, a bucket, a full object store, a long run with kills: half an hour
 	$(BIN)/python -m pytest -m minutes -s

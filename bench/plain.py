@@ -105,7 +105,7 @@ class PlainLoop:
         return torch.tensor(classes)[torch.from_numpy(labels)]
 
     def module(self, d_knowledge, d_advice, knowledge, advice, present, bias):
-        """m^D, and for each image a list that says of each of its foreground classes whether the class has vanished."""
+        """m^D, and a list for each image: whether each foreground class has too few pixels in advice (`bad_ratio`)."""
         w = d_knowledge.detach().sigmoid() - d_advice.detach().sigmoid() + bias.bias
         w = w + bias.background * ((advice == 0).float() - (knowledge == 0).float())
         gone = []

@@ -2,9 +2,9 @@
 
     make bench        or: python bench/run.py [--only NAME ...] [--data DIR] [--workspace DIR] [--output FILE]
 
-`--data` is a folder of photographs in VOC's layout (default: the embedded data set). `--workspace` is a workspace in
-which a job has trained (default: ./workspace): test_time_crf, predict and demo need it. A benchmark that cannot run on
-this machine prints why, and its rows are left out.
+`--data` is a folder of photographs in VOC's layout (default: the embedded data set; for test_time_crf, the data set of
+the job that trained). `--workspace` is a workspace in which a job has trained (default: ./workspace): test_time_crf,
+predict and demo need it. A benchmark that cannot run on this machine prints why, and its rows are left out.
 """
 
 import ssdd.runtime.environment  # before Ray is imported
@@ -64,9 +64,9 @@ TRAINING_CRF = CRFParams(iterations=3)
 
 
 def offline_crf_stage(setting):
-    """The rate of the pipeline with CRF actors, over the rate of as many bare loops over the same photographs.
+    """The rate of the pipeline with CRF actors, over the rate of one bare CRF loop times the number of CRF actors.
 
-    No more loops are counted than there are CPUs.
+    Both go over the same photographs. If there are fewer CPUs than CRF actors, the factor is the number of CPUs.
     """
     table = setting.photographs(64)
     advise = partial(crf_rows.advise, CRFParams())
@@ -90,7 +90,7 @@ def offline_crf_stage(setting):
         bare = seconds(lambda copies=copies: [advise(copy) for copy in copies])
         starts.append(ends[first] - begun)
         ratios.append(bare / took / min(plan.crf_actors, setting.cpus))
-    print(f"  until the stage ran in full, left out: {min(starts):.1f} to {max(starts):.1f} s")
+    print(f"  not timed: the first quarter of the photographs, {min(starts):.1f} to {max(starts):.1f} s")
     return row("offline_crf_stage", ratios, 0.95, "higher")
 
 
@@ -361,7 +361,7 @@ def _bare_predictions(setting, files):
 def gpu_steps(setting):
     """Steps of ResNet-38 and ResNet-50 at the paper's size with each CRF, and the exact CRF against pydensecrf."""
     if not torch.cuda.is_available():
-        print("  the rows of a GPU: there is none here")
+        print("  gpu: this machine has no GPU")
         return []
     where, rows = torch.device("cuda"), []
     crfs = setting.pool(min(setting.plan.crf_actors, 8))
@@ -468,9 +468,10 @@ class Setting:
             r["refined"] = codec.encode_mask(mask)
         return rows
 
-    def table(self, count):
-        """The rows of `labelled` as a stage table."""
-        rows = self.labelled(count)
+    def table(self, count, copies=1):
+        """The rows of `labelled`, each of them `copies` times under different ids, as a stage table."""
+        labelled = self.labelled(count)
+        rows = [row | {"image_id": f"{row['image_id']}-{k}"} for k in range(copies) for row in labelled]
         ids = [row["image_id"] for row in rows]
         parts = tuple(tuple(ids[first : first + 16]) for first in range(0, len(ids), 16))
         folder = Path(tempfile.mkdtemp(dir=self.scratch))

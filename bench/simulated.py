@@ -1,4 +1,4 @@
-"""What the benchmarks share: functions that are timed in turns, a simulated accelerator, smooth pictures."""
+"""What the benchmarks share: the timing of functions in turns, a simulated accelerator, smooth pictures."""
 
 import statistics
 import time
@@ -85,10 +85,13 @@ class SimulatedNet(nn.Module):
 
 @dataclass(frozen=True)
 class SimulatedTask:
-    """A step of all images of `inputs`: the network takes `network` seconds, a third of them forward; CRFs are real.
+    """A training task with a simulated network and real CRFs.
 
-    The seconds include all that an accelerator would compute, softmax and losses too. So `inputs`, the first three
-    arguments of `crf_masks`, are known from the start.
+    For a batch of all images of `inputs` the network takes `network` seconds, a third of them in the forward pass. For
+    a smaller batch it takes proportionally less.
+
+    The seconds include all that an accelerator would compute, softmax and losses too. The CRF uses no output of the
+    simulated network: `inputs`, the first three arguments of `crf_masks`, are computed before the step.
     """
 
     crf: Any  # ActorCRF or InlineCRF

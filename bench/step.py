@@ -62,7 +62,8 @@ def build(chosen, stage, crf):
 def batch_of(task, images, where):
     image, _, presence = pictures(images, task.train.augment.crop, where)
     size = task.sampling.mask_size
-    # The masks have both present classes: if one vanished, the difference losses would leave the image out.
+    # The masks have both present classes, background and class 8. If advice had too few pixels of class 8, the
+    # difference losses would leave the image out.
     coarse = torch.rand(images, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     mask = ((F.interpolate(coarse, (size, size), mode="bilinear")[:, 0] > 0.5) * 8).byte().to(where)
     masks = {name: mask.roll(3 * k, -1) for k, name in enumerate(task.sampling.masks)}

@@ -64,9 +64,9 @@ class FirstStep(FixedTask):
 
 
 def training_start(setting):
-    """Seconds from one training's end to the next one's first step, over the bare start of as many Python processes.
+    """Seconds from one training's end to the next one's first step, over the seconds of two bare Python processes.
 
-    The bare processes are two, one for each worker. They run side by side and import torch, timm and Ray Train.
+    The bare processes, one for each worker, run side by side, import torch, timm and Ray Train, and end.
     """
     table, chosen = setting.table(16), mini()
     start = setting.static_network(chosen)
@@ -117,19 +117,31 @@ class OnAccelerator:
 
 
 def data_wait(milliseconds, setting):
-    """The share of a training's time in which a simulated accelerator waits for samples of the paper's size."""
-    chosen, table = paper(), setting.table(64)
-    train = replace(chosen.dynamic.train, epochs=10, lr=1e-9)
+    """The share of a training's time in which a simulated accelerator waits for samples of the paper's size.
+
+    It is the training's own `data_wait`, in the second half of an epoch of 256 steps: the readers' start is left out.
+    """
+    chosen, table = paper(), setting.table(64, copies=32)
+    train = replace(chosen.dynamic.train, epochs=1, lr=1e-9)
     size = chosen.network.mask_size(train.augment.crop)
     sampling = Sampling(masks=("refined",), mask_size=size, augment=train.augment, num_classes=21, plain=True)
     task = OnAccelerator(train=train, sampling=sampling, network=milliseconds / 1000)
-    shares = []
-    with setting.session(replace(mini(), workers=1)) as session:
-        for turn in range(3):
-            artifact = trainer.run(session, "wait", {"turn": turn}, task, [table])
-            history = [h for h in read_about(artifact)["history"] if "images_per_s" in h]
-            steps = [train.batch_size / h["images_per_s"] for h in history[1:-1]]  # without the first and last entries
-            shares.append(1 - milliseconds / 1000 / statistics.mean(steps))
+    shares, steps = [], []
+    for _ in range(3):
+        with setting.session(replace(mini(), workers=1)) as session:
+            artifact = trainer.run(session, "wait", {}, task, [table])
+            last = read_about(artifact)["history"][-1]["step"]
+            images, waits = (
+                [
+                    metric.value
+                    for metric in session.tracker.client.get_metric_history(session.tracker.run_id, f"wait.{name}")
+                    if last / 2 < metric.step < last  # the last window is shorter
+                ]
+                for name in ("images_per_s", "share.data_wait")
+            )
+        shares.append(statistics.mean(waits))
+        steps.append(1000 * train.batch_size / statistics.mean(images))
+    print(f"  a step takes {statistics.median(steps):.1f} ms")
     return row(f"data_wait_{milliseconds}ms", shares, 0.05)
 
 

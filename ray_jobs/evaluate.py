@@ -1,4 +1,4 @@
-"""Score a workspace's networks on an image list of their training data or of another folder in VOC's layout.
+"""Score a workspace's networks on an image list of the data that they were trained with, or of other data.
 
     python ray_jobs/evaluate.py [--workspace DIR] [--data DIR] [--split val] [--submission FILE] [--FIELD VALUE ...]
     python ray_jobs/evaluate.py --preset paper --data DIR --dynamic.weights SEGMENTATION.pth

@@ -1,4 +1,6 @@
-"""Sweep the biases of eq. 3: hundreds of points on stored difference maps, or trainings of the dynamic stage.
+"""Sweep the biases of eq. 3.
+
+Stage static: hundreds of points, scored on stored difference maps. Stage dynamic: each point is a training.
 
 python ray_jobs/sweep_bias.py [--sweep.stage static|dynamic] [--sweep.space static.bias.bias=0,0.1,0.2 ...]
 """

@@ -40,12 +40,12 @@ def validate(config: Config) -> None:
         check(0 <= train.momentum < 1, f"{name}.momentum", "must be at least 0 and below 1")
         check(train.augment.crop >= 32, f"{name}.augment.crop", "must be at least 32 pixels")
         low, high = train.augment.resize
-        check(1 <= low <= high, f"{name}.augment.resize", "must be a range: low <= high")
+        check(1 <= low <= high, f"{name}.augment.resize", "must be a range with 1 <= low <= high")
         if not name.startswith("seeds"):
             check(
                 low >= train.augment.crop,
                 f"{name}.augment.resize",
-                "must not be below the crop size: masks cannot be padded",
+                "must not be below the crop size: this training takes no crops with padding",
             )
         check(train.augment.jitter[3] <= 0.5, f"{name}.augment.jitter", "the hue must be at most 0.5")
     for name, crf in (
@@ -117,7 +117,7 @@ def validate(config: Config) -> None:
     check(config.maps_background > 0, "maps-background", "must be positive")
     registered = config.register
     is_name = registered is None or (bool(registered) and not set("/:'") & set(registered))
-    check(is_name, "register", "must be a name without `/`, `:` and quotes")
+    check(is_name, "register", "must be a name without `/`, `:` and `'`")
     check(config.num_cpus is None or config.num_cpus >= 1, "num-cpus", "must be at least 1")
     check(config.workers is None or config.workers >= 1, "workers", "must be at least 1")
     check(config.part_size >= 1, "part-size", "must be at least 1")

@@ -25,7 +25,8 @@ class BackboneConfig:
     """Stride of the high-level features in input pixels: 8 or 16."""
     weights: str = "auto"
     """random: no pretrained weights; auto: for timm models, from timm's hub or, without a network connection, from an
-    installed weight package. Otherwise the path of a state dict or of an MXNet `.params` file."""
+    installed weight package; `resnet38` needs a path. Otherwise the path of a state dict or of an MXNet `.params`
+    file."""
     frozen_stride: int = 2
     """Layers with at most this stride keep their ImageNet weights (PSA: 2). 0: all layers are trained. Layers with
     random weights are always trained. The backbone's batch norms never are."""
@@ -171,7 +172,7 @@ class StaticConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicConfig:
-    """Dynamic region refinement (sec. 4.2), and its baselines: the same networks, trained on fixed masks."""
+    """Dynamic region refinement (sec. 4.2), and its baselines: segmentation networks trained on fixed masks."""
 
     train: TrainConfig
     baseline: Literal["knowledge", "advice"] = "advice"
@@ -225,7 +226,7 @@ class EvaluateConfig:
     published code it gets the softmax of the sum of ten maps, which is `sharpen` 10. 0: the CRF gets the
     probabilities."""
     gentle: bool = False
-    """Also score the masks after a second CRF, `gentle_crf`."""
+    """Also score the masks that a second CRF, `gentle_crf`, makes in place of `crf`."""
     full_size: bool = False
     """Compute the softmax and its sum at the resolution of the input, as in the published code, instead of the
     resolution of the network's masks."""
@@ -301,7 +302,7 @@ class SweepConfig:
 
     space: tuple[str, ...] = ()
     """The fields to vary: `FIELD=A,B,...` for values, `FIELD=LOW:HIGH` or `FIELD=LOW:HIGH:log` for a range (not with
-    `grid`). FIELD is spelled as on the command line and must affect the swept stage. Default: chosen by the job."""
+    `grid`). FIELD is spelled as on the command line. Default: chosen by the job."""
     search: Literal["grid", "random", "optuna"] = "grid"
     """grid: every combination; random: `trials` points, drawn with `seed`; optuna: `trials` points, each chosen by the
     results so far (needs pip install 'ssdd[sweep]')."""
@@ -374,7 +375,7 @@ class Config:
     on 2 cores; paper: the values of sec. 5.1."""
     data: AnyPath | None = None
     """The data set: a folder in VOC's layout (docs/data.md), on a disk or s3://BUCKET/KEY. Default: the embedded data
-    set, which is drawn into the workspace."""
+    set, which is drawn into the workspace (for a workspace in an object store, into ~/.cache/ssdd)."""
     workspace: AnyPath | None = None
     """The folder for all results, which every node must be able to reach: on a shared disk, or s3://BUCKET/KEY.
     Default: ./workspace; for a submitted Ray job, ~/ssdd-workspace on the head node."""
@@ -382,8 +383,8 @@ class Config:
     """A folder with masks ID.png, or class maps ID.npy as PSA and IRN write them, to be used as knowledge instead of
     PSA's masks. Needs `advice`."""
     advice: AnyPath | None = None
-    """A folder with masks or class maps of the same images after a mapping, such as a CRF, to be used as advice. Needs
-    `knowledge`."""
+    """A folder with masks or class maps of the same images, to be used as advice: what a mapping, such as a CRF, makes
+    of the knowledge. Needs `knowledge`."""
     maps_background: float = 16
     """The score of the background if class maps ID.npy have none; each pixel gets the class with the highest score. A
     value of 1 or more is an exponent: the score is (1 - the highest map)^value (PSA: 16). A value below 1 is the score

@@ -44,7 +44,7 @@ def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed(default: Config, values: dict[str, Any]) -> Config:
-    """A copy of `default` with some fields changed, after `validate`.
+    """A copy of `default` with some fields changed; the copy has passed `validate`.
 
     Args:
         default: the configuration with the values of all other fields.

@@ -87,7 +87,7 @@ def sweep_config(
         description: the text for --help, to which the metrics of the default sweep are added.
     """
     metrics = ", ".join(kind(PRESETS["mini"]()).metrics)
-    config = cli.parse(args, f"{description}\nMetrics (--sweep.metric): {metrics}")
+    config = cli.parse(args, f"{description or ''}\nMetrics (--sweep.metric): {metrics}")
     return base.checked(kind(config), config)
 
 

@@ -77,7 +77,7 @@ def difference_losses(d_knowledge: Tensor, d_advice: Tensor, difference: Tensor,
     Args:
         d_knowledge, d_advice: DD-Net's logits (N, h, w).
         difference: bool (N, h, w).
-        vanished: bool (N, C); images with a vanished class are left out.
+        vanished: bool (N, C), classes that advice has nearly lost (`refine.vanished`); their images are left out.
     """
     keep = ~refine.bad_samples(vanished)
     return difference_loss(d_knowledge, difference, keep) + difference_loss(d_advice, difference, keep)

@@ -75,7 +75,7 @@ def mini() -> Config:
         crf=CRFParams(gaussian_sxy=1, bilateral_sxy=40),
         static=StaticConfig(
             train=TrainConfig(epochs=4, batch_size=8, lr=0.002, augment=augment),
-            # A CRF shrinks coarse masks a lot: at 0.5, half of the images would have a vanished class.
+            # A CRF shrinks coarse masks a lot: at vanish_ratio 0.5, half of the images would have a vanished class.
             bias=BiasConfig(bias=0.2, background=0.0, vanish_ratio=0.3),
             size=160,
         ),
@@ -86,7 +86,7 @@ def mini() -> Config:
             init="static",
             bias1=protective,
             bias2=protective,
-            # The widths of the full-size CRF, scaled to masks with about a quarter of the image's side.
+            # The masks have about a quarter of the image's side, so bilateral_sxy is smaller than in `crf` above.
             crf=CRFParams(gaussian_sxy=1, bilateral_sxy=12, iterations=3),
         ),
         evaluate=EvaluateConfig(size=160, scales=(1.0,), min_probability=0.05, train_images=144),
@@ -97,7 +97,7 @@ def mini() -> Config:
 def photographs() -> Config:
     """A few thousand photographs, in hours on 2 cores: mini's networks, larger inputs, published CRFs, biases of 0.
 
-    docs/photographs.md has the reasons and the measurements.
+    DD-Net has more channels than in mini. docs/photographs.md has the reasons and the measurements.
     """
     augment = AugmentConfig(crop=256, resize=(256, 384))
     start = mini()
@@ -123,7 +123,8 @@ def photographs() -> Config:
         static=StaticConfig(
             train=TrainConfig(epochs=8, batch_size=8, lr=0.0007, augment=augment),
             bias=BiasConfig(bias=0.0, background=0.0, vanish_ratio=0.1),
-            bad_ratio=0.0,  # half of the images have a class that neither mask shows, too many to leave out
+            # At 0, no image is left out. Above 0, half of them would be: neither mask shows one of their classes.
+            bad_ratio=0.0,
             size=320,
         ),
         dynamic=replace(

@@ -4,7 +4,8 @@
 probability that they differ, d^K from knowledge and d^A from advice. The module takes advice at pixels where
 d^K - d^A + bias >= 0.
 
-All masks are integer class maps (N, H, W) with 0 for background; values outside the classes (255) are ignored.
+All masks are integer class maps (N, H, W) with 0 for background. A pixel whose value is not a class (255: no label)
+counts for no class, but differs from every pixel that has a class.
 Arguments may be tensors or anything `torch.as_tensor` takes; results are tensors on the arguments' device.
 """
 

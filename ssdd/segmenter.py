@@ -109,14 +109,14 @@ class Segmenter:
         return results[0] if single else results
 
     def packed(self, images: list[np.ndarray]) -> list[bytes]:
-        """Class probabilities as tables store them; those of a network are not yet resized to the image.
+        """Class probabilities as tables store them; the maps of a `SegmentationNet` are not yet resized to the image.
 
         Args:
             images: uint8 (H, W, 3) each.
 
         Returns:
-            for each image (C, s, s), or (C, H, W) from the function of an exported file, which resizes to the image;
-            in half precision, see `maps.pack`.
+            for each image an array in half precision, packed by `maps.pack`. Its shape is (C, s, s) with the s of
+            `map_size`, or (C, H, W) for an exported file, because the file's function resizes its maps to the image.
         """
         if not isinstance(self.net, SegmentationNet):
             return [maps.pack(probs) for probs in self._apply(images)]

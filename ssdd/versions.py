@@ -6,7 +6,7 @@ import importlib.metadata
 def version(library: str) -> str | None:
     """The version of an installed library; None if no library of this name is installed.
 
-    It is None for this package in a submitted Ray job, which runs the package from a folder.
+    For this package it is None if a Ray job runs the package from a folder on a cluster where it is not installed.
     """
     try:
         return importlib.metadata.version(library)

@@ -1,5 +1,12 @@
 """Shared fixtures."""
 
+import os
+
+# One thread for torch and numpy, also in processes that tests start: beside other work, several are up to 100 times
+# slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# isort: split
 import logging
 
 import numpy as np
@@ -8,17 +15,6 @@ from PIL import Image
 
 from ssdd.runtime import environment  # noqa: F401 (before any test imports Ray)
 from ssdd.storage.paths import to_path
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Torch on one thread: beside other work on the machine, several are up to 100 times slower."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

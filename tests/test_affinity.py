@@ -8,8 +8,6 @@ import torch
 
 from ssdd.affinity import neighbour_labels, neighbour_offsets, pair_affinity, random_walk, transition_matrix
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HEIGHT, WIDTH, RADIUS, BETA = 6, 5, 3, 8.0
 PIXELS = [(y, x) for y in range(HEIGHT) for x in range(WIDTH)]
 

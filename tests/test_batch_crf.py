@@ -14,8 +14,6 @@ from ssdd.runtime import crf_pool
 from ssdd.runtime.actor_crf import ActorCRF
 from ssdd.runtime.crf_pool import Loads, Request, pack, unpack
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SMALL = CRFParams(
     gaussian_weight=2, gaussian_sxy=1.5, bilateral_weight=5, bilateral_sxy=4, bilateral_srgb=20, iterations=3
 )

@@ -20,8 +20,6 @@ from ssdd.refine import module
 from ssdd.storage.artifacts import Artifact
 from ssdd.training import trainer, worker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CLASSES = 4
 SIZE = NETWORK.mask_size(64)
 

@@ -28,8 +28,6 @@ from ssdd.nets.weight_files import WeightsError
 from ssdd.segmenter import Segmenter
 from ssdd.storage import maps
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONFIG = replace(untrained.CONFIG, data=Path("/private/place"), num_cpus=3, apply_exif=True)
 
 
@@ -186,8 +184,7 @@ def test_the_extra_is_named_where_it_is_absent(segmenter, onnx_file, tmp_path, m
 LOAD = """
 import sys
 sys.modules.update(dict.fromkeys(["ray", "mlflow", "tyro"]))  # an import of them fails
-import numpy as np, ssdd, torch
-torch.set_num_threads(1)
+import numpy as np, ssdd
 for path in sys.argv[1:]:
     print(ssdd.load(path).predict(np.zeros((30, 20, 3), np.uint8)).shape)
 """

@@ -55,8 +55,15 @@ def test_predictions_are_compared_with_the_baseline_where_there_is_one(row):
     np.testing.assert_array_equal(gain, figures._gain("dynamic", "baseline")(both))  # like with like: without CRF
     del both["baseline"]
     assert "against baseline" not in titles(figures.predictions([both], CLASSES))
-    knowledge = {**row, "baseline_knowledge": row["knowledge"]}
+    knowledge = {"image_id": "a", "image": row["image"], "truth": None, "baseline_knowledge": row["knowledge"]}
     assert len(titles(figures.predictions([knowledge], CLASSES, show_data=False))) == 1
+
+
+def test_predictions_show_the_masks_that_the_networks_learn_from_before_the_networks_masks(row):
+    models = ("baseline_knowledge", "gentle_baseline", "baseline_refined", "dynamic")
+    shown = titles(figures.predictions([row | dict.fromkeys(models, row["refined"])], CLASSES))
+    assert [title.partition(" ")[0] for title in shown[:4]] == ["image", "knowledge", "advice", "refined"]
+    assert len(set(shown)) == len(shown) == 9
 
 
 @pytest.mark.parametrize("name", ["$a$b$", "$\\frac$", "_hidden"])

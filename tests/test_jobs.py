@@ -124,7 +124,7 @@ def test_dynamic_job_ends_with_the_table(places, capsys):
     for name, made in (("classifier", "reused"), ("static", "reused"), ("dynamic", "made by this job")):
         assert re.search(rf'<h3>{name} <span class="quiet">{made}, \d+.*s</span></h3>', report), "with curves"
     assert report.count('aria-label="losses of') == report.count('aria-label="learning rate of') == 5
-    pictures = ("refinement.png", "reliability.png", "predictions-val.png")
+    pictures = ("refinement.png", "reliability.png", "training-masks.png", "predictions-val.png")
     assert all(f"<code>figures/{name}</code>" in report for name in pictures)
     assert "not stored" not in report
     for job in ("seeds", "static"):
@@ -257,6 +257,7 @@ def test_evaluate_writes_the_archive_of_vocs_test_server(places, tmp_path):
     for name, mask in members.items():
         np.testing.assert_array_equal(codec.read_mask(mask), codec.read_mask(rows[Path(name).stem]))
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["results.tgz"]
+    assert "<code>figures/training-masks.png</code>" in (workspace / "report.html").read_text(), "of the same network"
 
 
 def test_compare_job_repeats_what_differs_and_prints_means_and_spread(places, capsys):

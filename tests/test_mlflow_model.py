@@ -22,8 +22,6 @@ from ssdd.runtime import mlflow_model
 from ssdd.runtime.tracking import Tracker
 from ssdd.segmenter import Segmenter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def segmenter():

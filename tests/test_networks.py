@@ -32,8 +32,6 @@ from ssdd.nets.networks import (
 )
 from ssdd.nets.weight_files import WeightsError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CLASSES = 5
 SIDE = 96
 LITE = SMALL.backbone

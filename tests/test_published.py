@@ -27,8 +27,6 @@ from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, Segmentation
 from ssdd.nets.published import convert, fill
 from ssdd.nets.weight_files import WeightsError, read
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PAPER = NetworkConfig(backbone=BackboneConfig("resnet38", 8, "random"))
 HEIGHT, WIDTH = 104, 112  # the smallest with a map that the head's reflection padding fits into
 
@@ -274,7 +272,7 @@ def image() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def published(trunk, image, one_thread) -> dict[str, Tensor]:
+def published(trunk, image) -> dict[str, Tensor]:
     with torch.inference_mode():
         return activations(trunk, image)
 
@@ -474,7 +472,7 @@ def test_each_kind_is_recognised_and_has_all_of_its_part_of_the_network(kind, sh
     ids=["nothing", "vgg", "timm", "backbone"],
 )
 def test_another_file_is_none_of_the_kinds(names):
-    with pytest.raises(WeightsError, match=r"some\.pth: none of the published files.*PSA.*SSDD"):
+    with pytest.raises(WeightsError, match=r"some\.pth: is none of the published files.*PSA.*SSDD"):
         convert({name: torch.zeros(1) for name in names}, "some.pth")
 
 
@@ -539,7 +537,7 @@ def test_a_network_is_unchanged_after_an_error(classifier, save):
         ((DynamicNet, 21), [DD], r"missing .*\(backbone\.conv1a\.weight, .* and \d+ more\).*dynamic stage"),
         ((DynamicNet, 21), [], r"no file: \d+ tensors are missing"),
         ((Classifier, 20), [TRUNK | FC8, TRUNK | FC8], r"1\.pth: an earlier file also contains .*; give only one"),
-        ((Classifier, 20), [{"conv.weight": (1,)}], r"0\.pth: none of the published files"),
+        ((Classifier, 20), [{"conv.weight": (1,)}], r"0\.pth: is none of the published files"),
     ],
 )
 def test_what_is_missing_is_said_with_the_remedy(save, net, files, message):

@@ -15,8 +15,6 @@ from ssdd.data.problems import DataError
 from ssdd.nets.weight_files import WeightsError
 from ssdd.segmenter import Segmenter
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def segmenter():
@@ -91,5 +89,5 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nothing was trained there, or not to the end: trained\.json is missing"):
         ssdd.load(tmp_path)
     torch.save({"a": torch.zeros(1)}, tmp_path / "seg.pth")
-    with pytest.raises(WeightsError, match=r"seg\.pth: none of the published files"):
+    with pytest.raises(WeightsError, match=r"seg\.pth: is none of the published files"):
         ssdd.load(tmp_path / "seg.pth", preset="paper")

@@ -1,5 +1,7 @@
 """Search spaces of sweeps: what their texts mean, and which are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from hypothesis import given
@@ -139,3 +141,12 @@ def test_optuna_proposes_what_it_does_not_know_yet():
     kept.append(Trial({"dynamic.alpha": 0.5, "dynamic.train.batch_size": 2}, {"dynamic.iou": float("nan")}))
     again = base._searcher(config, chosen, kept)
     assert all(again.suggest(str(k)) not in points for k in range(3))
+
+
+def test_a_sweep_without_a_finished_trial_names_the_first_error(tmp_path):
+    session = SimpleNamespace(config=mini())
+    stopped = Trial({"dynamic.alpha": 0.1}, {"val.dynamic": 3.0}, "stopped", "after epoch 3")
+    trials = [stopped, Trial({"dynamic.alpha": 0.2}, {}, "failed", "loss.main is nan at step 20")]
+    with pytest.raises(base.SweepError, match=r"none of 2 trials has finished; first error: loss\.main is nan"):
+        base.finish(session, "sweep_alpha", tmp_path, trials, ALPHA_SWEEP.figure)
+    assert not list(tmp_path.iterdir())

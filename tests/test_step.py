@@ -25,8 +25,6 @@ from ssdd.objectives.task import Halfway
 from ssdd.presets import mini
 from ssdd.training.worker import too_large
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CLASSES = 4
 SIZE = NETWORK.mask_size(48)
 IMAGES = 8
@@ -180,7 +178,6 @@ def test_parts_wait_for_the_crf_together(ahead, most):
 
 
 def _worker(rank, port, folder):
-    torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     whole = make_batch()

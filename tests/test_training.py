@@ -26,7 +26,7 @@ def test_published_weights_are_refused_for_other_classes():
 
 
 @pytest.fixture
-def fit(monkeypatch, tmp_path, one_thread):
+def fit(monkeypatch, tmp_path):
     """Runs a training of two epochs over a list of what happens in turn: an error, or the epochs that are done."""
 
     def run(events, has_history=True, earlier=0):

@@ -4,7 +4,6 @@ import io
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from small import NETWORK
@@ -18,8 +17,6 @@ from ssdd.objectives.dynamic import DynamicTask
 from ssdd.presets import mini
 from ssdd.stages.training_images import DecisionStage, _first
 from ssdd.storage.tables import Table
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES, SIDE = 4, 64
 CONFIG = replace(mini(), network=NETWORK, evaluate=replace(mini().evaluate, size=SIDE))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
+from ssdd.data import exif
 from ssdd.data.class_names import VOC_CLASSES
 from ssdd.data.codec import encode_mask, image_bytes, read_image, read_mask, voc_palette
 from ssdd.data.problems import DataError
@@ -425,13 +426,26 @@ def test_read_image_from_path_and_bytes(voc):
         np.testing.assert_array_equal(image, pixels())
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_metadata_with_a_length_beyond_the_file_is_left_as_it_is(form):
+    metadata = Image.Exif()
+    metadata[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(stream, form, exif=metadata)
+    data = bytearray(stream.getvalue())
+    assert len(exif.without_metadata(bytes(data))) < len(data)
+    marker = data.index(b"\xff\xe1") + 2 if form == "JPEG" else data.index(b"eXIf") - 4
+    data[marker : marker + 2] = b"\xff\xff" if form == "JPEG" else b"\x7f\xff"
+    assert exif.without_metadata(bytes(data)) == data
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(voc, kind, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    exif[0x010E] = "a description"
-    path = voc.write("photo", encode(pixels(), kind, exif=exif))
+    metadata = Image.Exif()
+    metadata[0x0112] = orientation
+    metadata[0x010E] = "a description"
+    path = voc.write("photo", encode(pixels(), kind, exif=metadata))
     stored = read_image(encode(pixels(), kind))
     turned = {
         **{1: stored, 2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1]},

@@ -1,6 +1,6 @@
 """Class maps of another method: `ID.npy` with a map of scores for each class of an image, as PSA and IRN write them.
 
-Each file holds one dictionary. It numbers the foreground classes from 0; this project numbers them from 1.
+Each file holds one dictionary. The lines below number the foreground classes from 0; this project numbers them from 1.
 
     PSA, methods that build on it    {class: map (H, W), ...}
     PSA's maps after its CRF         {0: map of the background, 1 + class: map, ...}; they sum to 1 at each pixel
@@ -43,9 +43,9 @@ def read(path: AnyPath) -> ClassMaps:
     """Read the class maps in a file.
 
     Raises:
-        problems.DataError: the file is damaged or holds none of the dictionaries above; it names a function or type
-            that numbers, arrays and tensors do not need (it is never run); or the maps differ in shape, are not finite,
-            or have scores outside 0..1.
+        problems.DataError: the file is damaged or holds none of the dictionaries above; its pickle names a function or
+            type that is not needed for numbers, arrays or tensors (such a function is never run); or the maps differ in
+            shape, are not finite, or have scores outside 0..1.
     """
     content = plain_pickle.read(path)
     classes, planes = _entries(path, content)

@@ -25,7 +25,7 @@ def normal_form(text: str) -> str:
 
 
 def is_background(name: str) -> bool:
-    """Whether a name is `background` or `bg`, in upper or lower case, with punctuation or a number before it or not."""
+    """Whether a name is `background` or `bg`. Case, punctuation and a number at the beginning do not matter."""
     return _plain(name) in (BACKGROUND, "bg")
 
 
@@ -77,7 +77,7 @@ def read_classes(path: AnyPath) -> list[str]:
         if _is_ignore(name):
             raise DataError(
                 f"{path}: {name!r} is no class: pixels without a label have the value {IGNORE} in the masks; delete "
-                "the line, and check that the masks have the values that the classes after it then get"
+                "the line. Each later class then gets a mask value that is lower by 1: check that the masks have it"
             )
     numbers, bare = zip(*map(without_number, names), strict=True)
     is_numbered = None not in numbers

@@ -79,7 +79,8 @@ def decoding(source: str | AnyPath | bytes, kind: str, expected: str = "JPEG or 
 
 
 def open_image(data: bytes) -> Image.Image:
-    return Image.open(BytesIO(data), formats=("JPEG", "PNG"))  # only these two may read files of unknown origin
+    # A data set's files must not reach Pillow's readers of other formats, because the files may come from anyone.
+    return Image.open(BytesIO(data), formats=("JPEG", "PNG"))
 
 
 def probe_image(path: AnyPath, max_pixels: int | None = None) -> Probe:

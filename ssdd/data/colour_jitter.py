@@ -46,7 +46,8 @@ def matrix(changes: list[Change], mean: np.ndarray) -> np.ndarray:
 
     Args:
         changes: from `draw`.
-        mean: the image's mean colour, float (3,): contrast scales each colour's distance from the luma of this mean.
+        mean: the image's mean colour before the changes, float (3,). Contrast scales each colour's distance from the
+            luma that this mean colour has after the changes made before contrast.
 
     Returns:
         float64 (3, 4); the last column is the offset.

@@ -64,7 +64,8 @@ POOL: dict[str, tuple[int, int, int]] = {
     "purple": (134, 92, 146),
 }
 DARK, LIGHT = np.array([34, 32, 34], np.float32), np.array([232, 228, 220], np.float32)
-# A texture maps local coordinates (u, v) and noise (grain), each (n,), to the share of the second colour in [0, 1].
+# A texture maps local coordinates times the part's frequency (u, v) and noise (grain), each (n,), to the share of the
+# second colour in [0, 1].
 Texture = Callable[[Floats, Floats, Floats], Any]
 TEXTURES: dict[str, Texture] = {
     "plain": lambda u, v, grain: 0.3 * grain,

@@ -11,8 +11,9 @@ _PNG_METADATA = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
 def without_metadata(data: bytes) -> bytes:
     """The file without the parts that can hold an EXIF orientation.
 
-    These are the APP1 segments of a JPEG, and the EXIF and text chunks of a PNG. If a segment or chunk is damaged so
-    that the next one cannot be found, the rest of the file is returned unchanged. So is a file of any other format.
+    These are the APP1 segments of a JPEG, and the EXIF and text chunks of a PNG. All bytes are kept from
+    a JPEG's first scan on, from the place in a JPEG where no further segment begins, and from a segment or chunk whose
+    stated length reaches beyond the file. A file of any other format is returned unchanged.
     """
     if data.startswith(_JPEG):
         return _jpeg(data)
@@ -20,13 +21,18 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """Drop APP1 segments. A segment is 0xFF, its type (1 byte), the length of the rest (2, included), the content."""
+    """Drop APP1 segments.
+
+    A segment is 0xFF, its type (1 byte), its length (2) and its content. The length counts itself and the content.
+    """
     kept, at = [_JPEG], len(_JPEG)
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (_START_OF_SCAN, _END):
         if data[at + 1] == _FILL:
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if end > len(data):
+            break
         if data[at + 1] != _APP1:
             kept.append(data[at:end])
         at = end
@@ -38,6 +44,8 @@ def _png(data: bytes) -> bytes:
     kept, at = [_PNG], len(_PNG)
     while at + 8 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
+            break
         if data[at + 4 : at + 8] not in _PNG_METADATA:
             kept.append(data[at:end])
         at = end

@@ -11,7 +11,8 @@ from ssdd.storage.paths import AnyPath, FilesIn, Stat
 class FilesByName:
     """The files in a folder that have certain suffixes, by name without suffix; the folder is listed once.
 
-    Suffixes are matched in any case, names in any Unicode form. A folder that does not exist has no files.
+    The files may have suffixes in any case and names in any Unicode form; the methods take names in the form NFC. A
+    folder that does not exist has no files.
 
     Args:
         folder: on a disk or in an object store.

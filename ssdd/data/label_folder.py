@@ -67,7 +67,7 @@ def read(source: Path, images: Path | None = None) -> Labels:
 
     Args:
         source: a folder that holds a folder for each class; a folder of VOC's XML files; COCO's `instances.json`; or a
-            CSV with lines `FILE,CLASS` or `FILE,CLASS;CLASS`, of which an image may have several.
+            CSV with one or more lines for each image, `FILE,CLASS` or `FILE,CLASS;CLASS`.
         images: the folder of the photographs that the source names. Default: the folder of the JSON or CSV; for XML
             files `JPEGImages` beside their folder, or their folder if there is no `JPEGImages`.
 

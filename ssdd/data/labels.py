@@ -101,7 +101,8 @@ def _read_rows(path: AnyPath) -> _Rows:
     """The lines of labels.csv by image id, each with its number and the cells: the id, and `class;class`.
 
     The header (`image_id,classes`) shows the separator of the fields: a comma, semicolon, tab or bar. Without a header,
-    it is a comma. Semicolons separate classes; if fields have another separator than a comma, it and commas do, too.
+    it is a comma. Semicolons separate classes. If the fields' separator is not a comma, that separator and commas
+    separate classes, too.
     """
     lines = read_text(path).splitlines()
     header = next((match for line in lines if line.strip() and (match := _HEADER.match(line.strip()))), None)

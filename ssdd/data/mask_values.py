@@ -43,7 +43,8 @@ class MaskUse:
 def other_colours(values: frozenset[int], palette: np.ndarray | None, num_classes: int) -> tuple[tuple[int, int], ...]:
     """The values of a mask that have VOC's colour of another index, for `MaskUse.other_colours`.
 
-    A pair is left out if the mask's palette gives both numbers the same colour: some palettes are filled up with black.
+    A pair is left out if the mask's palette gives the value and the index the same colour. For example, a palette with
+    few colours may have black for all other values, and black is also the colour of index 0.
 
     Args:
         values: the values that occur in the mask.
@@ -105,7 +106,8 @@ def check(
     ]
     agreeing = len(compared) - len(disagreeing)
     if agreeing < len(compared) / 2:
-        # Renumberings that keep 0 as the background are tried first: a mask inverted by mistake is worse than no mask.
+        # Renumberings that keep 0 as the background are tried first. The others exchange background and object, which
+        # does more harm if the proposal is wrong.
         for may_move_background in (False, True):
             new = best_renumbering([use for use, _ in compared], len(classes), may_move_background)
             explained = sum(
@@ -151,7 +153,8 @@ def best_renumbering(uses: Sequence[MaskUse], num_classes: int, may_move_backgro
     # V: images whose mask has the value; C: images whose labels have the class. If the value means the class,
     # |V xor C| images disagree about the class, else |C| do: the gain is 2 |V and C| - |V|.
     gain = (2 * in_mask @ in_labels.T - in_mask.sum(1, keepdims=True)).reshape(len(values), num_classes - 1)
-    # The distance is squared, so that the order of values is kept.
+    # Of equally good renumberings, the one with the smallest sum of squared distances is chosen. With squares, it also
+    # keeps the order of the values.
     distance = (np.array(values)[:, None] - np.arange(1, num_classes)[None]) ** 2
     rows, columns = linear_sum_assignment(np.maximum(gain, 0) - 1e-8 * distance, maximize=True)
     chosen = {values[r]: int(c) + 1 for r, c in zip(rows, columns, strict=True) if gain[r, c] > 0}

@@ -133,7 +133,8 @@ def output_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]
 
     Args:
         names: the names of the photographs, all different.
-        taken: the names of earlier outputs, which must not be replaced; DataError if a name with its suffix is taken.
+        taken: the names of earlier outputs, which must not be replaced. A photograph whose short name is taken keeps
+            its suffix, too; DataError if the name with the suffix is also taken.
     """
     short = [str(PurePosixPath(name).with_suffix("")) for name in names]
     keeps = [False] * len(names)

@@ -78,7 +78,7 @@ def _load(kind: type[pickle.Unpickler], stream: io.BytesIO) -> Any:
         if "PUT" in opcode.name and (argument or 0) > size:  # the unpickler would allocate that many entries
             raise ValueError(f"a memo entry has the number {argument}, but the file has only {size} bytes")
     stream.seek(start)
-    return kind(stream, encoding="latin1").load()  # which pickles of Python 2 need
+    return kind(stream, encoding="latin1").load()  # pickles of Python 2 need this encoding
 
 
 class _Array:

@@ -299,8 +299,8 @@ def find_masks(
     Raises:
         problems.DataError: one error that lists all problems: files that are missing or unreadable; masks of another
             size than their image, or with a value that is not a class (255 is none: every pixel needs a class); class
-            maps that `class_maps.read` refuses, or of another shape than their image; folders with both masks and maps;
-            folders whose values stand for other classes.
+            maps that `class_maps.read` refuses, or with another aspect ratio than their image; folders with both masks
+            and maps; folders whose values stand for other classes.
     """
     for place in places:
         with permitted(place):

@@ -36,7 +36,10 @@ class Geometry(NamedTuple):
 
 
 def draw_geometry(random: np.random.Generator, config: AugmentConfig) -> Geometry:
-    """Draw the side from `config.resize`, then the crop's place in the square (or the square's in a larger crop)."""
+    """Draw the square's side (from `config.resize`), the crop's place, and whether the image is mirrored.
+
+    A crop that is larger than the square contains the whole square, at a random place.
+    """
     low, high = config.resize
     side = int(random.integers(low, high, endpoint=True))
     gap = side - config.crop
@@ -150,7 +153,8 @@ def _whole_weights(old_side: int, new_side: int) -> tuple[Tensor, Tensor]:
 
 def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize float maps (N, C, h, w) to (N, C, *size): `storage.maps.resize` in torch."""
-    # The height comes first: torch 2.14 on CPUs gives wrong values when it changes the height of one-pixel-wide maps.
+    # The height changes before the width. A single call would change the width first. A map whose new width is 1 would
+    # then be one pixel wide when its height changes, and torch 2.14 on CPUs gives wrong values for such maps.
     for step in ((size[0], values.shape[-1]), size):
         values = interpolate(values, step, mode="bilinear", align_corners=False, antialias=True)
     return values

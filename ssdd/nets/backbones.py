@@ -155,7 +155,7 @@ class _Residual(nn.Module):
             self.conv_branch1 = nn.Conv2d(inner, outer, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The block's output, and its input after batch norm and ReLU (a feature level, at a stage's first block)."""
+        """The block's output, and its input after batch norm and ReLU, which is a feature level for some blocks."""
         active = F.relu(self.bn_branch2a(x))
         shortcut = x if self.same_shape else self.conv_branch1(active)
         out = self.conv_branch2b1(F.relu(self.bn_branch2b1(self.conv_branch2a(active))))

@@ -106,7 +106,7 @@ def remember(workspace: AnyPath, config: Config, classes: tuple[str, ...], model
 def recall(workspace: AnyPath) -> Trained | None:
     """Read the workspace's `trained.json`; None if no training has finished in the workspace.
 
-    The configuration in the record is the one that `portable` returns.
+    The file has the whole configuration. In the returned record, `portable` has reset some of its fields.
 
     Raises:
         ConfigError: another version of the program wrote the file.

@@ -171,7 +171,7 @@ WRITERS = {"onnx": write_onnx, "torch": write_torch, "safetensors": write_safete
 
 
 def read(path: AnyPath) -> tuple[SegmentationNet | Apply, Description]:
-    """Read a file of the format that its suffix names: the network, or a function in its place, and the description."""
+    """Read a file in the format of its suffix. The network of an .onnx or .pt2 file comes as an `Apply` function."""
     readers: dict[str, Callable[[AnyPath], tuple[SegmentationNet | Apply, Description]]]
     readers = {".onnx": read_onnx, ".pt2": read_torch, ".safetensors": read_safetensors}
     return readers[path.suffix](path)

@@ -123,7 +123,7 @@ def _load_file(backbone: Backbone, path: Path, name: str) -> None:
 
 
 def _target(backbone: Backbone) -> nn.Module:
-    """The module whose parameters are named as in a weight file."""
+    """The module whose tensors have the names of a weight file, after `_flat` has changed both."""
     return backbone.net if isinstance(backbone, TimmBackbone) else backbone
 
 

@@ -177,7 +177,7 @@ class HeadFeatures(NamedTuple):
 
 
 class SegmentationNet(nn.Module):
-    """A backbone with one segmentation head: the network of the baselines, and the part of SSDD's used at test time."""
+    """A backbone with one segmentation head: a baseline's network, and what is used of SSDD's network at test time."""
 
     def __init__(self, config: NetworkConfig, classes: int):
         super().__init__()

@@ -63,7 +63,7 @@ class Converted(NamedTuple):
 
 
 def convert(state: Mapping[str, Tensor], source: str) -> Converted:
-    """Rename a published file's tensors, as `read` returns them; `source` is the file's name in error messages.
+    """Rename a published file's tensors, which `read` returned as `state`; error messages call the file `source`.
 
     The names of the tensors determine the kind of file. A file with one DD-Net belongs to the static stage (`ddnet`),
     a file with two DD-Nets to the dynamic stage (`ddnet1`, `ddnet2`).
@@ -76,8 +76,8 @@ def convert(state: Mapping[str, Tensor], source: str) -> Converted:
     kind = next((kind for kind, marks in _MARKS.items() if marks <= names), None)
     if kind is None:
         raise WeightsError(
-            f"{source}: none of the published files that can be read; give PSA's ImageNet, classifier or AffinityNet "
-            "file for ResNet-38, or a segmentation or DD-Net checkpoint of SSDD"
+            f"{source}: is none of the published files that can be read; give PSA's ImageNet, classifier or "
+            "AffinityNet file for ResNet-38, or a segmentation or DD-Net checkpoint of SSDD"
         )
     modules = _modules(kind, dynamic=any(name.startswith("dd1.") for name in names))
     ours: dict[str, Tensor] = {}

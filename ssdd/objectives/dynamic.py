@@ -97,9 +97,11 @@ class DynamicTask:
         d_k, d_a = first.d_seed.detach().sigmoid(), d_refined.detach().sigmoid()
         refined2 = refine.module(d_k, d_a, seed, refined1, presence, config.bias2)  # m^D2
 
-        # DD-Net 2 is trained to predict where m^D0 differs from the sub branch's mask, and where the target does. The
-        # sub branch learns from both masks, so its mask lies between them. If DD-Net 2 compared the two directly, the
-        # target would follow the main branch, and the prediction would become a constant (sec. 4.2).
+        # The main branch always learns from m^D2. The sub branch learns from m^D0 and from the target: m^D1, or m^D2 if
+        # `dynamic.target` is d2. DD-Net 2 is trained to predict where m^D0 and the target differ from the sub branch's
+        # mask, not where they differ from each other. The paper's reason for the sub branch (sec. 4.2): if the main
+        # branch once predicts one class everywhere, the differences from the main branch's masks say nothing any more;
+        # the sub branch lets the training escape from there.
         target, d_target = (refined1, d_refined)
         if config.target == "d2":
             target, d_target = refined2, net.ddnet2(first.shared2, refined2)

@@ -1,7 +1,7 @@
 """The gradients of a training step, in parts (micro-batches): a part's CRF runs while the network works on others.
 
-Neither the number of parts nor the number of workers changes the result: losses are divided by the counts of the whole
-batch, over all parts and all workers, and batch norms are frozen. The workers' gradients are summed once per step.
+Neither the number of parts nor the number of workers changes the result: each mean in a loss is taken over the whole
+batch, of all parts and all workers, and batch norms are frozen. The workers' gradients are summed once per step.
 """
 
 import contextlib
@@ -126,7 +126,7 @@ def gradients(
         the losses over the batches of all workers, detached scalars by name.
 
     Raises:
-        ValueError: the objective's `counts` differ from the counts of its losses.
+        ValueError: `objective.counts` gives other counts than the losses have (`Means.counts`).
     """
     images = len(batch["image"])
     device = batch["image"].device.type

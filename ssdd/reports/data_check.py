@@ -23,7 +23,7 @@ from ssdd.storage.paths import AnyPath, to_path
 
 SHEET_IMAGES = 12
 SHEET_SIDE = 480
-"""The sheet shows every k-th pixel, with the largest k that leaves this many pixels on a photograph's longer side."""
+"""The sheet shows every k-th pixel of a photograph: k is its longer side / SHEET_SIDE, rounded down (at least 1)."""
 Progress = Callable[[str, Iterator[Any], int], Iterator[Any]]
 Sample = tuple[str, np.ndarray, np.ndarray | None, list[str]]
 """An image's id, its photograph (uint8 (H, W, 3)), its mask (uint8 (H, W)) or None, and the names of its labels."""
@@ -168,7 +168,10 @@ def _extremes(examined: Examined) -> list[tuple[int, int]]:
 
 
 def samples(check: DataCheck, config: Config) -> list[Sample]:
-    """Images of one list for `figures.data_sheet`. Those with a class that no earlier image has come first."""
+    """At most SHEET_IMAGES images for `figures.data_sheet`, from the first list that has any.
+
+    Images with a class that no earlier image of the list shows come first. Unreadable photographs are left out.
+    """
     if not check.lists:
         return []
     folder = VOCFolder(to_path(check.data), check.classes)

@@ -33,11 +33,16 @@ with contextlib.suppress(KeyError, ValueError):  # set it for other code in this
     matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
 
 Panel = tuple[str, Callable[[Row], np.ndarray | None]]
+_MASKS = {
+    "knowledge": "knowledge $m^{K0}$",
+    "advice": "advice $m^{A0}$",
+    "refined": "refined $m^{D0}$",
+}
 _MODELS = {
-    "baseline_knowledge": "knowledge ($m^{K0}$)",
+    "baseline_knowledge": "trained on $m^{K0}$",
     "baseline": "baseline",
-    "gentle_baseline": "gentle advice",
-    "baseline_refined": "static ($m^{D0}$)",
+    "gentle_baseline": "trained on gentle CRF",
+    "baseline_refined": "trained on $m^{D0}$",
     "dynamic": "SSDD dynamic",
     "dynamic_crf": "SSDD dynamic + CRF",
 }
@@ -65,17 +70,19 @@ def refinement(rows: list[Row], classes: tuple[str, ...], show_data: bool = True
 
 
 def predictions(rows: list[Row], classes: tuple[str, ...], show_data: bool = True) -> Figure:
-    """Fig. 8: image, the networks' masks, the last network's gain over the baseline (without CRF), true mask.
+    """Fig. 8: image, the networks' masks, the gain of the last network (without CRF) over the baseline, true mask.
 
     Args:
-        rows: rows with `image`, `truth` (or None), and the masks of any models in `_MODELS`.
+        rows: rows with `image`, `truth` (or None), and the masks of any models in `_MODELS`. The masks `knowledge`,
+            `advice` and `refined` are shown before them, if the rows have them.
         classes: names for the legend.
         show_data: False leaves the image and the true mask out.
     """
-    models = [name for name in _MODELS if rows and name in rows[0]]
-    panels: list[Panel] = [("image", _image), *((_MODELS[name], _mask(name)) for name in models)]
-    last = [name for name in models if not name.endswith("_crf")][-1:]
-    if "baseline" in models and last != ["baseline"]:
+    titles = _MASKS | _MODELS
+    columns = [name for name in titles if rows and name in rows[0]]
+    panels: list[Panel] = [("image", _image), *((titles[name], _mask(name)) for name in columns)]
+    last = [name for name in columns if name in _MODELS and not name.endswith("_crf")][-1:]
+    if "baseline" in columns and last != ["baseline"]:
         panels.append(("against baseline", _gain(last[0], "baseline")))
     return _grid(rows, [*panels, ("truth", _mask("truth"))], classes, show_data)
 

@@ -160,6 +160,7 @@ def duration(seconds: float | None) -> str:
 _CAPTIONS = {
     "refinement": "Static refinement of training images, as in Fig. 7 of the paper",
     "predictions": "Masks of the networks, as in Fig. 8 of the paper",
+    "training": "Training images: knowledge, advice, refined mask, and the networks' masks of the labelled classes",
     "reliability": "Reliability of the difference maps d: how often the masks differ where DD-Net's probability is d",
 }
 

@@ -34,8 +34,8 @@ class Scores:
     per_class: dict[str, dict[str, float | None]]
     difference: dict[str, float] = field(default_factory=dict)
     """Measures of where two masks differ, see `diagnostics.DifferenceReport.metrics`. Named STAGE.NAME: `train.*` for
-    knowledge and advice, at the images' size; `dynamic1.*` and `dynamic2.*` for the two masks of either module of the
-    dynamic stage, at the masks' resolution."""
+    knowledge and advice, at the images' size; `dynamic1.*` for the two masks of the dynamic stage's module 1, and
+    `dynamic2.*` for those of its module 2, at the masks' resolution."""
     foreground: dict[str, float] = field(default_factory=dict)
     """Foreground pixels of the masks divided by those of the true masks; the names are the same as in `mean`."""
 

@@ -175,7 +175,7 @@ def on_loopback() -> bool:
 
 def storage(folder: AnyPath) -> dict[str, Any]:
     """Options of a RunConfig that make Ray Train and Ray Tune keep their files in a folder."""
-    if isinstance(folder, RemotePath):  # not a URL, in which characters of the key could have another meaning
+    if isinstance(folder, RemotePath):  # pass the key: some of its characters could have another meaning in a URL
         return {"storage_path": folder.key, "storage_filesystem": folder.filesystem}
     return {"storage_path": str(folder)}
 

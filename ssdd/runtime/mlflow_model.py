@@ -29,7 +29,7 @@ def save(segmenter: Segmenter, folder: Path, scores: dict[str, float]) -> None:
     """Write the model's folder: weights, a copy of this package, requirements, signature and an example.
 
     Args:
-        segmenter: a segmenter with the network of a workspace.
+        segmenter: a segmenter whose network is a `SegmentationNet`, not the function of an exported file.
         folder: a folder that does not exist yet.
         scores: the network's scores by name, for the model's metadata.
     """
@@ -40,7 +40,7 @@ def save(segmenter: Segmenter, folder: Path, scores: dict[str, float]) -> None:
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # hide the messages about its checks
     net = segmenter.net
-    assert isinstance(net, SegmentationNet), "the segmenter's network is not from a workspace"
+    assert isinstance(net, SegmentationNet), "the segmenter's network is the function of an exported file"
     photograph, _ = drawn_scenes.render(0, "val", 0, (160, 120))
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary, "data")

@@ -1,4 +1,4 @@
-"""Plans a job's processes and their share of the CPUs, so that they fit into a cluster with 1, 2, 4 or 64 CPUs."""
+"""Plans a job's processes and their share of the CPUs, so that they fit into any cluster, even with one CPU."""
 
 import math
 import os
@@ -125,7 +125,7 @@ class Node:
 
 
 def cpu_nodes_first(nodes: list[Node], count: int, unit: float) -> list[str]:
-    """Choose nodes for processes that need no GPU: first those without GPUs, whose CPUs no GPU training needs.
+    """Choose nodes for processes that need no GPU: nodes without GPUs first, as GPU training leaves their CPUs free.
 
     Nodes of the same kind get one process each in turn.
 

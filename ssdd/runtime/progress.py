@@ -96,7 +96,7 @@ class Console:
         self.label, self.mailbox = label, mailbox
 
     def labelled(self, label: str) -> "Console":
-        """A console for one of several parts that run at the same time; its lines begin with the label."""
+        """A console for one of several parts that run at the same time; in its lines the label follows the time."""
         return Console(self.start, f"{label}: ", self.mailbox)
 
     def sent_to(self, mailbox: Mailbox) -> "Console":
@@ -116,7 +116,10 @@ class Console:
 
 
 class StageProgress:
-    """Prints one stage's progress, at most every `EVERY` seconds; the rate since the first report gives the ETA."""
+    """Prints one stage's progress, at most every `EVERY` seconds and at its end.
+
+    The rate since the first report gives the ETA.
+    """
 
     def __init__(self, console: Console, name: str):
         self.console, self.name = console, name

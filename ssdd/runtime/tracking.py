@@ -67,7 +67,7 @@ class Tracker:
             )
         self.uri = server or sqlite_uri(disk / "mlflow.db")
         artifacts = None if server else (disk / "mlartifacts").as_uri()
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI expects prompts
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise MLflow's UI guesses the kind or asks
         try:
             existing = self.client.get_experiment_by_name(experiment)
             self.experiment_id = (
@@ -331,8 +331,9 @@ def _reason(error: Exception) -> str:
 def sqlite_uri(path: Path) -> str:
     """The address of a SQLite file for MLflow; ConfigError if SQLAlchemy cannot represent the path.
 
-    SQLAlchemy before 2.1 expects the path as it is, later versions expect it percent-encoded. With the driver's name in
-    the address, MLflow does not create a folder with the encoded name.
+    SQLAlchemy before 2.1 expects the path as it is, later versions expect it percent-encoded. For an address that
+    begins with `sqlite:///`, MLflow would create a folder with the encoded name. So a path that the encoding changes
+    gets an address with `sqlite+pysqlite:///`, for which MLflow creates no folder.
     """
     from sqlalchemy import make_url
 

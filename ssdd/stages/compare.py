@@ -163,7 +163,7 @@ def average(scores: list[Scores]) -> Scores:
 
 
 def gains(result: Comparison) -> dict[str, Gain]:
-    """SSDD's gain for each of its mean IoUs: on the scored list (without a CRF, after each CRF), on training images."""
+    """SSDD's gain in each mean IoU: on `result.split` (without a CRF, after each CRF) and on training images."""
     out = {}
     for prefix, end in (*((result.split, end) for end in _ENDINGS), (GATED, "")):
         name, *rivals = (f"{prefix}.{row}{end}" for row in ("dynamic", *BASELINES))

@@ -21,16 +21,16 @@ from ssdd.training import trainer
 
 
 def start_of(session: Session, refined: Refined) -> Artifact:
-    """The weights that the trainings start from: `dynamic.init` chooses the static network or `seeds.start_of`."""
+    """The initial weights: the static network's if `dynamic.init` is `static`, else the classifier's or ImageNet's."""
     return refined.net if session.config.dynamic.init == "static" else seeds.start_of(session, refined.seeds)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The trained networks. Each artifact has a `SegmentationNet`'s weights.
+    """The networks `dynamic` and `baseline`, each with a `SegmentationNet`'s weights, and the masks m^D0 (`refined`).
 
-    That of `dynamic` also has the weights of the DD-Nets and the sub branch, unless only published segmentation was
-    imported.
+    The artifact `dynamic` also has the weights of the DD-Nets and the sub branch, unless it was made from the
+    published segmentation checkpoint alone.
     """
 
     refined: Refined

@@ -157,7 +157,7 @@ def score_models(
         models: each model's folder, by the model's name.
         network: the models' network configuration.
         classes: the classes that the models were trained on, background first.
-        name: the last part of the picture's file name, `predictions-NAME.png`.
+        name: follows `predictions-` in the picture's file name.
         submission: path of the archive to write for VOC's test server, with the masks `dynamic_crf`; None: no archive.
     """
     if test.classes != classes:
@@ -196,12 +196,37 @@ def score_models(
     for model in models:
         if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
             session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
-    last = list(models)[-1]
-    chosen = _spread([test.table, table], scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
-    if chosen:
-        show_data = config.evaluate.show_data
-        _save(session, lambda: figures.predictions(chosen, classes, show_data), f"predictions-{name}", artifact)
+    draw_predictions(session, [test.table, table], scored, models, classes, f"predictions-{name}", artifact)
     return scored.scores
+
+
+def draw_predictions(
+    session: Session,
+    joined: list[Table],
+    scored: Scored,
+    models: Iterable[str],
+    classes: tuple[str, ...],
+    name: str,
+    source: Artifact,
+) -> None:
+    """Draw models' masks like Fig. 8, from the last model's greatest gain over `baseline` to its greatest loss.
+
+    Without `baseline`, the images go from the last model's best one to its worst one.
+
+    Args:
+        session: cluster, workspace, tracking.
+        joined: tables, read side by side, with the columns that `figures.predictions` shows.
+        scored: the scores of the models' masks.
+        models: the models' names.
+        classes: names, background first.
+        name: the picture's name.
+        source: the artifact that the picture shows.
+    """
+    last = list(models)[-1]
+    chosen = _spread(joined, scored, lambda iou: iou[last] - iou.get("baseline", 0), session)
+    if chosen:
+        show_data = session.config.evaluate.show_data
+        _save(session, lambda: figures.predictions(chosen, classes, show_data), name, source)
 
 
 def write_submission(table: Table, column: str, path: AnyPath) -> None:

@@ -41,7 +41,10 @@ class Images:
 
 
 def open_data(session: Session) -> VOCFolder:
-    """The configuration's data folder, or else the embedded data set, which is drawn into the workspace."""
+    """The configuration's data folder, or else the embedded data set, which is drawn into a folder on disk.
+
+    This folder lies in the workspace or, for a workspace in an object store, in ~/.cache/ssdd.
+    """
     path = data_path(session.config)
     if path is not None:
         return voc.open_folder(path)

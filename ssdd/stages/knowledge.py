@@ -39,7 +39,7 @@ def run(session: Session) -> Seeds:
 def from_folders(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds:
     """Make `Seeds` from two folders with masks ID.png or class maps ID.npy.
 
-    These have no classifier, so later stages start from other weights, see `seeds.start_of`.
+    The result has no classifier, so later stages start from other weights, see `seeds.start_of`.
 
     Raises:
         problems.DataError: lists every file that is missing or unreadable, or does not fit its image or the classes,
@@ -87,7 +87,8 @@ def mask_of(scores: ClassMaps, background: float, size: tuple[int, int]) -> np.n
 
     Args:
         scores: maps of the classes; they are resized if they do not have `size`.
-        background: the background's score if `scores` has no map of it, see `Config.maps_background`.
+        background: used if `scores` has no map of the background: below 1 the background's score, else the exponent
+            in that score, see `Config.maps_background`.
         size: height and width.
     """
     if not scores.classes:

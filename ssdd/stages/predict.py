@@ -124,8 +124,8 @@ def run(config: PredictConfig) -> Summary:
         unfinished = pc.filter(names, pc.invert(pc.is_in(names, finished))).to_pylist()
         if len(unfinished) < len(names):
             console.line(f"{len(names) - len(unfinished)} of {len(names)} photographs are finished already")
-        # A finished `a/b.jpg` also reserves the output name `a/b`, even if its own output kept the suffix. So `a/b.png`
-        # gets the same output name with and without an interruption between the two.
+        # If `a/b.jpg` is finished, the name `a/b` counts as taken, even if the output is named `a/b.jpg`. So the output
+        # of an unfinished `a/b.png` gets the name `a/b.png`, as it does in a run that is not interrupted.
         stems = {str(PurePosixPath(name).with_suffix("")) for name in finished.to_pylist()}
         outputs = photographs.output_names(unfinished, stems.union(taken.to_pylist()))
         pairs = zip(unfinished, outputs, strict=True)
@@ -224,8 +224,9 @@ class PredictNetwork:
 class _Table:
     """A folder of Parquet parts with a row for each photograph that was tried; a part appears when it is complete.
 
-    After a kill, photographs that are in no part are predicted again, so parts are short at first. A part is written
-    when it has PART_ROWS rows, or after a fiftieth of the run's time so far (at least 10 seconds, at most 2 minutes).
+    A part is written when it has PART_ROWS rows, or when a fiftieth of the run's time so far (at least 10 seconds, at
+    most 2 minutes) has passed since the previous part. So the first parts are short. After a kill, photographs that
+    are in no part are predicted again.
     """
 
     def __init__(self, folder: AnyPath):

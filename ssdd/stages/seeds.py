@@ -38,7 +38,8 @@ class Seeds:
     images: Images
     table: Table
     """Masks `knowledge` and `advice` at the image's size. Unless the masks were given by the user, also `probs`: the
-    probabilities of background and the image's classes, in half precision (PSA's at stride 8)."""
+    probabilities of background and the image's classes, in half precision. They come from PSA, at stride 8, or from the
+    dynamic network of the previous round, see `dynamic.relabel`."""
     artifact: Artifact
     classifier: Artifact | None
     """Initialises the backbones of the later stages (sec. 5.1); None for masks from `Config.knowledge` and

@@ -1,4 +1,4 @@
-"""Score the dynamic stage on the training images that have true masks.
+"""Score the dynamic stage on training images that have true masks, and draw its masks as `training-masks.png`.
 
 The networks' masks, limited to each image's labels (`gated`), show how far training has improved the seed masks. The
 two SSDD modules' masks and difference maps show whether DD-Net improves the masks that the network learns from.
@@ -26,8 +26,7 @@ from ssdd.reports.scores import GATED, Scores
 from ssdd.runtime import pipelines
 from ssdd.runtime.session import Session
 from ssdd.stages import crf_rows, images
-from ssdd.stages.evaluate import rows_of, score, scores_of
-from ssdd.stages.images import Images
+from ssdd.stages.evaluate import draw_predictions, rows_of, score, scores_of
 from ssdd.stages.static import Refined
 from ssdd.storage import maps
 from ssdd.storage.artifacts import Artifact
@@ -55,7 +54,7 @@ def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scor
     table = _first(train.table, config.evaluate.train_images)
     if not images.has_truth(table):
         return Scores({}, {})
-    scores = _score_networks(session, train, table, {name: model.path for name, model in models.items()})
+    scores = _score_networks(session, refined, table, models)
     if "dynamic" in models and not config.dynamic.weights:
         scores |= _score_decisions(session, refined, table, models["dynamic"])
     session.tracker.metrics(scores.flat())
@@ -73,14 +72,14 @@ def _first(table: Table, wanted: int) -> Table:
     return Table(table.path, tuple(parts))
 
 
-def _score_networks(session: Session, train: Images, table: Table, models: dict[str, AnyPath]) -> Scores:
-    """Score the networks' masks, limited to each image's classes: one scale with its mirror image, no CRF."""
-    config = session.config
+def _score_networks(session: Session, refined: Refined, table: Table, models: dict[str, Artifact]) -> Scores:
+    """Score and draw the networks' masks, limited to each image's classes: one scale with its mirror image, no CRF."""
+    config, train = session.config, refined.seeds.images
     evaluate = replace(config.evaluate, scales=(1.0,), mirror=True)
     recipe = {
         "images": train.artifact,
         "count": table.rows,
-        "models": {name: path.name for name, path in models.items()},
+        "models": {name: model.path.name for name, model in models.items()},
         "size": evaluate.size,
         "full_size": evaluate.full_size,
     }
@@ -93,7 +92,7 @@ def _score_networks(session: Session, train: Images, table: Table, models: dict[
             network=config.network,
             evaluate=evaluate,
             classes=len(train.classes),
-            models=models,
+            models={name: model.path for name, model in models.items()},
             present_only=True,
         ),
         partial(crf_rows.present_masks, tuple(models)),
@@ -102,11 +101,18 @@ def _score_networks(session: Session, train: Images, table: Table, models: dict[
     )
     schema = pa.schema([("image_id", pa.string()), *((name, pa.binary()) for name in models)])
     masks, _ = session.build_table("training-masks", recipe, table.parts, schema, infer)
-    return score(GATED, [table, masks], models, train.classes).scores
+    scored = score(GATED, [table, masks], models, train.classes)
+    joined = [table, refined.seeds.table, refined.table, masks]
+    last = list(models.values())[-1]  # evaluate.py's report on this network shows the picture, too
+    draw_predictions(session, joined, scored, models, train.classes, "training-masks", last)
+    return scored.scores
 
 
 def _score_decisions(session: Session, refined: Refined, table: Table, dynamic: Artifact) -> Scores:
-    """Score both modules' masks and difference maps on whole images, with pydensecrf even if `step.crf` is exact."""
+    """Score both modules' masks and difference maps on whole images.
+
+    The CRF here is pydensecrf, even if the training used the exact CRF (`step.crf`).
+    """
     config, classes = session.config, refined.seeds.images.classes
     recipe = {
         "refined": refined.artifact,

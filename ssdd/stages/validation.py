@@ -16,7 +16,7 @@ from ssdd.storage.tables import Row, Table
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """A network's confusion matrix on some images with true masks: one scale, no CRF, at the masks' resolution."""
+    """A network's confusion matrix on some images with true masks: one scale, no CRF, squares of side `size`."""
 
     table: Table
     images: int

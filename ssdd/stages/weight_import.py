@@ -93,7 +93,7 @@ def static(session: Session, classes: tuple[str, ...]) -> Artifact:
 
 
 def dynamic(session: Session, classes: tuple[str, ...]) -> Artifact:
-    """The dynamic stage's network from the files `dynamic.weights`; from one file, its segmentation network."""
+    """The dynamic stage's network from the files in `dynamic.weights`; a single file gives a `SegmentationNet`."""
     config = session.config
     kind = DynamicNet if len(config.dynamic.weights) > 1 else SegmentationNet
     make = partial(kind, config.network, len(classes))

@@ -28,7 +28,7 @@ from pyarrow import ArrowInvalid, NativeFile, fs
 
 SCHEMES = ("s3", "gs")
 PIECE = 8 * 2**20
-"""The most bytes of a large object that are in memory at once while it is read or copied."""
+"""Bytes in a piece: `open` reads larger objects in pieces, and `copy` moves data through this machine in pieces."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -194,7 +194,7 @@ AnyPath = Path | RemotePath
 @functools.cache
 def _file_system(scheme: str, bucket: str) -> fs.FileSystem:
     uri = f"{scheme}://{bucket}"
-    try:  # with this option, reading a small object takes one request
+    try:  # with this option, writing a small object takes one request
         return fs.FileSystem.from_uri(f"{uri}?allow_delayed_open=true" if scheme == "s3" else uri)[0]
     except ArrowInvalid:  # an older pyarrow has no such option
         return fs.FileSystem.from_uri(uri)[0]
@@ -214,7 +214,8 @@ def to_path(text: "str | AnyPath") -> AnyPath:
     scheme, key = match[1], match[2].rstrip("/")
     if scheme not in SCHEMES:
         raise ValueError(f"{scheme}:// is not supported; use {' or '.join(f'{name}://' for name in SCHEMES)}")
-    if "?" in key or "@" in key or ":" in key.partition("/")[0]:  # a secret key may contain a slash
+    # In a URL with access keys (ID:SECRET@BUCKET), SECRET may contain a slash, so "@" may come after the first slash.
+    if "?" in key or "@" in key or ":" in key.partition("/")[0]:
         raise ValueError(
             f"{scheme}://: a URL must not contain access keys or options; set them in the environment "
             "(AWS_ACCESS_KEY_ID, ...)"

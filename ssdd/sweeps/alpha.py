@@ -18,7 +18,7 @@ def split_of(config: Config) -> str:
 
 
 def trial(session: Session, shared: Config) -> dict[str, float]:
-    """Train the dynamic stage, scored after each epoch, and then score its network as dynamic.py does, to compare."""
+    """Train the dynamic stage; score it on `split_of(shared)` after each epoch, and on `shared.split` at the end."""
     scored = measured(session, split_of(shared))
     refined = static.run(session, knowledge.run(session))
     validate = validation(shared, scored)

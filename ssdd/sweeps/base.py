@@ -36,7 +36,7 @@ EPOCHS = "dynamic.train.epochs"
 
 
 class SweepError(RuntimeError):
-    """No trial of a sweep gave a result."""
+    """No trial of a sweep gave a result, or the sweep was interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def need_truth(session: Session, split: str) -> None:
 
 
 def checked(kind: Kind, config: Config) -> Config:
-    """The sweep's configuration with its metric. Raises ConfigError, before anything runs, if it cannot work."""
+    """Fill in `sweep.metric` if it is unset. Raises ConfigError, before anything runs, if the sweep cannot work."""
     config = replace(config, sweep=replace(config.sweep, metric=config.sweep.metric or kind.metrics[0]))
     if config.sweep.metric not in kind.metrics:
         raise ConfigError(
@@ -172,7 +172,7 @@ def run(session: Session, kind: Kind) -> Outcome:
     `sweeps/NAME-KEY`, so that `sweep.resume` need not run them again after an interruption.
 
     Raises:
-        SweepError: all trials failed, or the sweep was interrupted.
+        SweepError: no trial has finished, or the sweep was interrupted.
     """
     config = session.config
     chosen = space_of(kind, config)
@@ -186,7 +186,8 @@ def run(session: Session, kind: Kind) -> Outcome:
     count = len(rest) if rest is not None else max(0, config.sweep.trials - len(kept))
     failed: list[Trial] = []
     if count:
-        total = len(kept) + count  # not `count`: after a resume, each training must have as many workers as before
+        # The number of trials at a time decides how many workers a training gets, so a resume must not change it.
+        total = len(kept) + count
         limit = min(total, config.sweep.parallel or total)
         plan, side_by_side = lanes(session.plan, ray.cluster_resources()["CPU"], limit, config.sweep.gpu)
         session.console.line(f"{count} trials, {side_by_side} at a time; {kind.name} maximises {config.sweep.metric}")
@@ -219,7 +220,7 @@ def open_folder(session: Session, name: str) -> AnyPath:
         if not session.tracker.resume(json.loads(state.read_text())["run_id"]):
             session.console.line("the sweep's MLflow run is gone; a new run takes its place")
     elif folder.exists():
-        remove(folder)  # the trials' artifacts are in the store, and become cache hits
+        remove(folder)  # the artifacts of its trials are in another folder, and the new trials can reuse them
         if folder.exists():
             raise ConfigError(
                 f"{folder}: this folder of an earlier sweep cannot be deleted; delete it, or give --sweep.resume"
@@ -247,7 +248,8 @@ def finish(
     trials = sorted(trials, key=rank, reverse=True)
     finished = [t for t in trials if t.state == "finished"]
     if not finished:
-        raise SweepError(f"all {len(trials)} trials failed; first error: {trials[0].error if trials else 'none ran'}")
+        errors = [t.error for t in trials if t.state == "failed"]
+        raise SweepError(f"none of {len(trials)} trials has finished; first error: {errors[0] if errors else 'none'}")
     best = finished[0]
     outcome = Outcome(
         name=name, metric=metric, trials=tuple(trials), best=space.checked(session.config, best.point), folder=folder
@@ -311,7 +313,7 @@ def _tuner(
         options |= dict(num_samples=count, search_alg=_searcher(config, chosen, kept))
     earlier = config.dynamic.train.epochs - 1
     if shared.kind.stops and earlier:
-        # No trial is stopped at its last epoch, because the rest of the trial is cheap.
+        # A trial is not stopped after its last epoch: its training is over, and only the final scores are missing.
         options["scheduler"] = ASHAScheduler(
             time_attr="epoch",
             metric=config.sweep.metric,

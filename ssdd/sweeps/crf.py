@@ -11,7 +11,7 @@ METRICS = ("train.refined", "train.advice", "train.knowledge")
 
 
 def trial(session: Session, shared: Config) -> dict[str, float]:
-    """Make advice with the trial's CRF from the stored probabilities, train DD-Net, and score all three masks."""
+    """Make advice with the trial's CRF from PSA's stored probabilities, train DD-Net, and score all three masks."""
     seed_masks = seeds.run(session, seeds.run(session.with_config(shared)))
     scores = evaluate.score_refined(session, static.run(session, seed_masks))
     return scores.flat()
@@ -25,7 +25,7 @@ def check(config: Config) -> None:
 
 
 def prepare(session: Session) -> None:
-    """Make PSA's seed masks. Raises ConfigError if the training list has no true masks."""
+    """Make PSA's seed masks and store its probabilities. Raises ConfigError if the training list has no true masks."""
     base.need_truth(session, session.config.train_split)
     seeds.run(session)
 

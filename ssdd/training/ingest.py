@@ -21,7 +21,7 @@ from ssdd.storage.tables import Row, Table
 
 MOST_TASKS = 20_000
 """The most tasks that read a training's samples. Each task costs the driver half a millisecond before the first task
-runs. Fewer, longer tasks need more memory: of the tasks that run at once, the later ones' samples wait in memory."""
+runs. Fewer, longer tasks need more memory: a task's samples wait in memory until all earlier samples are used."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ class LocalTorchConfig(BackendConfig):
     def train_func_context(self) -> Any:
         from ray.train.torch import TorchConfig
 
-        return TorchConfig().train_func_context  # Ray reads it on the driver; in a worker, the context selects the GPU
+        # Each worker trains inside this context, which selects its GPU. Ray reads the property on the driver, where the
+        # import does no harm.
+        return TorchConfig().train_func_context
 
 
 class _LocalBackend(Backend):

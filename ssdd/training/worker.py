@@ -68,7 +68,7 @@ class Loop:
     table: AnyPath
     """The table with the images."""
     images: int
-    """The images of a step over all workers; the number of workers divides it."""
+    """The number of images in a step, over all workers together. It is a multiple of the number of workers."""
     steps: int
     """The steps of an epoch."""
     threads: int
@@ -161,7 +161,7 @@ def _checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint into a new folder at the end of an epoch; only the first worker does so."""
     folder.mkdir()  # without `parents`: if the disk is not shared, Ray's folder is missing here, which is an error
-    # Written directly to its final place, because Ray's own upload does not report a failure at its end.
+    # Written directly to its final place, because Ray's own upload does not report an error at the end of the upload.
     size = checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE)
     (folder / META).write_text(json.dumps({"epoch": epoch, "bytes": size, "history": history}))
     system = ray.train.get_context().get_storage().storage_filesystem
