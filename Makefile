@@ -1,4 +1,4 @@
-# `make demo` and `make test` on a fresh machine: Python 3.11+, pip, a C++ compiler, make.
+# `make demo` and `make test` on a fresh machine: Python 3.11 or 3.12 and its headers, pip, a C++ compiler, make.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -31,7 +31,7 @@ ui: .venv/installed ## MLflow's comparison UI on the default workspace
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///workspace/mlflow.db
 
 .venv/installed: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null || $(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 

@@ -218,7 +218,11 @@ def cpu_step(preset, setting):
     workers = [StepWorker.options(**options).remote(preset, count // 2) for _ in range(2)]
     address = f"file://{tempfile.mkdtemp()}/group"
     ray.get([w.join.remote(rank, 2, address) for rank, w in enumerate(workers)])
-    for name, backend in (("none", FreeCRF()), ("actors", ActorCRF(params, crfs)), ("inline", InlineCRF(params))):
+    for name, backend in (
+        ("none", FreeCRF(runs_on_actors=False)),
+        ("actors", ActorCRF(params, crfs)),
+        ("inline", InlineCRF(params)),
+    ):
         ray.get([w.prepare.remote(name, backend) for w in workers])
     inputs = _requests(count, chosen.network.mask_size(chosen.dynamic.train.augment.crop))
     network = []
@@ -370,7 +374,7 @@ def gpu_steps(setting):
         network = replace(chosen.network, backbone=replace(chosen.network.backbone, name=backbone))
         chosen, params = replace(chosen, network=network), chosen.dynamic.crf
         steps = {
-            "none": _gpu_step(chosen, FreeCRF(), True),
+            "none": _gpu_step(chosen, FreeCRF(runs_on_actors=False), True),
             "actors": _gpu_step(chosen, ActorCRF(params, crfs), True),
             "exact": _gpu_step(chosen, ExactCRF(params), True),
             "inline": _gpu_step(chosen, InlineCRF(params), False),  # one part, single precision, as published
@@ -480,7 +484,7 @@ class Setting:
 
     def photographs(self, count):
         """A stage table of photographs of about 375 x 500 pixels, with smooth probabilities of 2 or 3 labels each."""
-        folder = self.data or synthetic.generate(self.scratch / "data", train=count, val=1)
+        folder = self.data or synthetic.generate(self.scratch / f"data-{count}", train=count, val=1)
         opened = voc.open_folder(folder)
         ids = voc.read_split(opened, "train")[:count]
         generator = np.random.default_rng(0)

@@ -14,10 +14,11 @@ from ssdd.presets import PRESETS
 from ssdd.storage.paths import AnyPath, RemotePath, path_flag, to_path
 
 
-def parse(args: list[str] | None = None, description: str | None = None) -> Config:
+def parse(args: list[str] | None = None, description: str | None = None, default: Config | None = None) -> Config:
     """The configuration of a command line: `--preset` chooses the defaults, every other flag sets one field.
 
     `--config FILE` names a YAML file (see `presets.changes`) whose values replace the preset's; flags replace both.
+    With `default`, the values of this configuration take the place of the preset's.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=PRESETS)
@@ -27,16 +28,21 @@ def parse(args: list[str] | None = None, description: str | None = None) -> Conf
     rest.add_argument("--config")
     _, flags = rest.parse_known_args(args)
     if chosen.config is None:
-        return override(PRESETS[chosen.preset or "mini"](), flags, description)
-    fields = _read(chosen.config)
-    preset = chosen.preset or fields.pop("preset", "mini")
+        return override(default or PRESETS[chosen.preset or "mini"](), flags, description)
+    fields = read_fields(chosen.config)
+    preset = chosen.preset or fields.pop("preset", default.preset if default else "mini")
     if preset not in PRESETS:
         raise ConfigError(f"{chosen.config}: unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    base = with_fields(default or PRESETS[preset](), fields | {"preset": preset}, chosen.config)
+    return override(base, flags, description)
+
+
+def with_fields(base: Config, fields: dict[str, Any], path: AnyPath | None) -> Config:
+    """A copy of `base` with fields from the YAML file `path`. Raises ConfigError, which names the file."""
     try:
-        default = changed(PRESETS[preset](), fields | {"preset": preset})
+        return changed(base, fields)
     except ConfigError as error:
-        raise ConfigError(f"{chosen.config}: {error}") from error
-    return override(default, flags, description)
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def override(default: Config, args: list[str] | None = None, description: str | None = None) -> Config:
@@ -72,7 +78,8 @@ def script_flags(args: list[str] | None = None, **flags: dict[str, Any]) -> tupl
     return parser.parse_known_args(args)
 
 
-def _read(path: AnyPath) -> dict[str, Any]:
+def read_fields(path: AnyPath) -> dict[str, Any]:
+    """The fields in a YAML file, by dotted name, with their values as in the file. Raises ConfigError."""
     try:
         fields = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -24,9 +24,8 @@ class BackboneConfig:
     output_stride: int = 8
     """Stride of the high-level features in input pixels: 8 or 16."""
     weights: str = "auto"
-    """random: no pretrained weights; auto: for timm models, from timm's hub or, without a network connection, from an
-    installed weight package; `resnet38` needs a path. Otherwise the path of a state dict or of an MXNet `.params`
-    file."""
+    """random: no pretrained weights; auto: for timm models, from an installed weight package or, for models without
+    one, from timm's hub; `resnet38` needs a path. Otherwise the path of a state dict or of an MXNet `.params` file."""
     frozen_stride: int = 2
     """Layers with at most this stride keep their ImageNet weights (PSA: 2). 0: all layers are trained. Layers with
     random weights are always trained. The backbone's batch norms never are."""

@@ -15,7 +15,7 @@ from ssdd.nets.weight_files import WeightsError
 from ssdd.presets import PRESETS
 from ssdd.reports.scores import table_lines
 from ssdd.runtime.crashes import CrashError
-from ssdd.runtime.errors import disk_is_full, message_of, original_error
+from ssdd.runtime.errors import GPUMemoryError, disk_is_full, message_of, original_error
 from ssdd.runtime.plan import ResourceError
 from ssdd.runtime.session import Session
 from ssdd.runtime.tracking import TrackingError
@@ -23,7 +23,7 @@ from ssdd.storage.paths import RemoteError
 from ssdd.storage.tables import DamagedTableError
 from ssdd.sweeps import base
 from ssdd.sweeps.base import Kind, Outcome, SweepError
-from ssdd.training.worker import DivergedError, GPUMemoryError, LostError, OrderError
+from ssdd.training.worker import DivergedError, LostError, OrderError
 
 Result = TypeVar("Result")
 ERRORS = (

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from ssdd.config import Config, ConfigError
 from ssdd.crf import segment_present, without_absent
 from ssdd.data import codec
 from ssdd.data.class_names import BACKGROUND, VOC_CLASSES
-from ssdd.fields import from_dict
+from ssdd.fields import from_dict, to_dict
 from ssdd.nets import checkpoints, exported, published
 from ssdd.nets.inference import full_size, load_segmentation, map_size, predict
 from ssdd.nets.networks import SegmentationNet
@@ -67,8 +67,8 @@ class Segmenter:
 
         Raises:
             problems.DataError: a file is not a photograph.
-            ValueError: an array has another shape or type, a name is not a class, or `presence` is not given for every
-                image.
+            ValueError: an array has another shape or type, an image has 32 bits a pixel, a name is not a class, or
+                `presence` is not given for every image.
         """
         evaluate = self.config.evaluate
         params = self.config.crf if crf else None
@@ -144,6 +144,7 @@ class Segmenter:
                 raise ValueError(f"an image must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
             return picture
         if isinstance(picture, Image.Image):
+            codec.refuse_32_bits(picture)
             return codec.to_rgb(codec.turned(picture) if apply_exif else picture)
         return codec.read_photograph(to_path(picture), apply_exif)
 
@@ -188,10 +189,24 @@ def load(
     chosen = network or list(trained.models)[-1]
     if chosen not in trained.models:
         raise ConfigError(f"{path}: has no network {chosen!r}; it has {', '.join(trained.models)}")
-    config = from_dict(trained.config)
-    folder = path / trained.models[chosen]
-    net = load_segmentation(config.network, len(trained.classes), folder)
-    return Segmenter(net, config, trained.classes, folder.name)
+    return of_artifact(path / trained.models[chosen], from_dict(trained.config), trained.classes)
+
+
+def of_artifact(folder: AnyPath, config: Config, classes: tuple[str, ...]) -> Segmenter:
+    """The network in the artifact's folder of a training with this configuration and these classes."""
+    return Segmenter(load_segmentation(config.network, len(classes), folder), config, classes, folder.name)
+
+
+def test_time(config: Config) -> dict[str, Any]:
+    """The fields on which the masks of a trained network depend, as JSON data."""
+    evaluate = to_dict(config.evaluate)
+    names = ("size", "scales", "mirror", "min_probability", "sharpen", "full_size")
+    return {
+        **{name: evaluate[name] for name in names},
+        "apply_exif": config.apply_exif,
+        "max_pixels": config.max_pixels,
+        "crf": to_dict(config.crf),
+    }
 
 
 def _digest(files: Sequence[AnyPath]) -> str:

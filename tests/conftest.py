@@ -9,12 +9,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # isort: split
 import logging
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssdd.runtime import environment  # noqa: F401 (before any test imports Ray)
 from ssdd.storage.paths import to_path
+
+hypothesis.settings.register_profile("ssdd", deadline=None)  # an example may take long beside other work
+hypothesis.settings.load_profile("ssdd")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Artifacts appear whole or not at all; tables have every row once."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from ssdd.storage import artifacts
 from ssdd.storage.artifacts import Artifact, Store, whole, write_text
@@ -70,6 +72,17 @@ def test_an_exception_leaves_nothing_and_the_next_build_succeeds(store):
         store.build("thing", {}, fail)
     assert list(store.root.iterdir()) == []
     assert (store.build("thing", {}, content("whole")).path / "content").read_text() == "whole"
+
+
+def test_what_a_killed_job_left_is_deleted_when_it_is_old(store):
+    name = store.identify("thing", {}).path.name
+    for left, days in ((f".{name}.old", 9), (f".{name}.new", 1), (".built-0123.old", 9)):
+        (store.root / left).mkdir(parents=True)
+        os.utime(store.root / left, (time.time() - 24 * 3600 * days,) * 2)
+    store.build("thing", {}, content("whole"))
+    with FileLock(store.workspace / artifacts.LOCKS / "built-0123.lock"):  # somebody builds it
+        store.remove_unfinished()
+    assert {path.name for path in store.root.iterdir()} == {name, f".{name}.new", ".built-0123.old"}
 
 
 def test_the_folder_has_its_name_only_when_it_is_whole(store):

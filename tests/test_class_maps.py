@@ -97,7 +97,6 @@ def test_keys_that_are_numbers_of_numpy_and_a_file_of_python_2(tmp_path):
     np.testing.assert_array_equal(plain_pickle.read(path)[7], [[0, 0.5]])
 
 
-@settings(deadline=None)
 @given(
     shape=st.lists(st.integers(0, 4), max_size=3),
     kind=st.sampled_from(["?", "u1", "i1", "<i2", "<i4", "<i8", "<f2", "<f4", "<f8", ">f4"]),
@@ -197,7 +196,7 @@ def psa_of(path):
     return np.load(path, allow_pickle=True).item()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_damaged_bytes_are_an_error_of_the_data(tmp_path_factory, data):
     content = bytearray(saved(data.draw(st.sampled_from([irn, psa]))(size=(2, 3))))
@@ -313,7 +312,7 @@ def test_masks_by_hand():
     assert wide.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.sampled_from([1.0, 2.0, 4.0, 16.0, 0.05, 0.15, 0.25]))
 def test_masks_are_what_the_methods_themselves_make_of_their_maps(tmp_path_factory, seed, background):
     rng = np.random.default_rng(seed)
@@ -326,7 +325,6 @@ def test_masks_are_what_the_methods_themselves_make_of_their_maps(tmp_path_facto
     np.testing.assert_array_equal(mask_of(class_maps.read(same_maps), background, (4, 5)), expected)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 32), st.booleans())
 def test_maps_at_any_stride_fit_their_image(width, height, stride, up):
     sides = [-(-side // stride) if up else max(1, side // stride) for side in (width, height)]

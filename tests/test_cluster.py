@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -17,11 +18,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import AuthenticationError, RayTaskError
 
+from ssdd.config import ConfigError
 from ssdd.runtime import cluster
 from ssdd.runtime.cluster import find_cluster
 from ssdd.runtime.errors import message_of, original_error
-from ssdd.runtime.plan import Node, Plan, ResourceError, cpu_nodes_first, lanes, make_plan, workers_for
+from ssdd.runtime.plan import (
+    Node,
+    Plan,
+    ResourceError,
+    cpu_nodes_first,
+    lanes,
+    make_plan,
+    without_lost_nodes,
+    workers_for,
+)
 from ssdd.runtime.ray_internals import gcs_status
+from ssdd.storage.paths import to_path
 
 
 def assert_can_be_met(plan: Plan, cpus: float, gpus: float) -> None:
@@ -48,7 +60,7 @@ def test_the_usual_clusters(cpus, workers, gpus):
     assert plan.network_resources == ({"CPU": plan.unit, "GPU": 1} if plan.use_gpu else {"CPU": plan.unit})
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     cpus=st.integers(1, 256) | st.floats(1, 256),
     gpus=st.integers(0, 16),
@@ -73,7 +85,7 @@ def test_a_plan_can_be_met_or_is_refused_with_what_to_change(cpus, gpus, nodes, 
         assert plan.use_gpu == use_gpu
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 256), st.integers(1, 8))
 def test_no_request_is_refused_at_the_number_of_workers_that_the_refusal_names(cpus, nodes):
     with pytest.raises(ResourceError, match="at most") as error:
@@ -328,6 +340,76 @@ def test_what_needs_no_gpu_goes_to_nodes_without_gpus_first_and_in_turns():
     assert cpu_nodes_first(nodes, 4, 0.5) == ["a", "b", "a", "b"]
     assert cpu_nodes_first([Node("gpu", 8, 1)], 2, 1) == ["gpu", "gpu"]
     assert cpu_nodes_first(nodes, 0, 1) == []
+    server = [Node("server", 4, 8)]
+    assert cpu_nodes_first(server, 2, 1, workers=1) == ["server"] * 2, "only one of its eight GPUs is used"
+    assert cpu_nodes_first(server, 2, 1) == ["server"], "a pool has at least one actor"
+
+
+@pytest.mark.parametrize(
+    ("before", "left"),
+    [
+        ([Node("a", 4, 0), Node("b", 4, 0)], 1),
+        ([Node("a", 8, 0), Node("b", 8, 0)], 1),
+        ([Node(str(k), 4, 0) for k in range(4)], 3),
+        ([Node("a", 8, 1), Node("b", 8, 1)], 1),
+        ([Node("a", 8, 1), Node("b", 16, 0), Node("c", 16, 0)], 2),
+        ([Node("a", 1, 0), Node("b", 1, 0)], 1),
+    ],
+)
+def test_after_a_loss_the_processes_fit_into_the_rest(before, left):
+    cpus, gpus = sum(n.cpus for n in before), sum(n.gpus for n in before)
+    plan = make_plan(cpus, gpus, len(before), None, None)
+    assert without_lost_nodes(plan, before) == without_lost_nodes(plan, before, plan.crf_actors) == plan
+    rest = before[:left]
+    room = sum(int(n.cpus / plan.unit) for n in rest)
+    smaller = without_lost_nodes(plan, rest)
+    assert 0 < smaller.workers + smaller.data_tasks + smaller.crf_actors <= room
+    assert min(smaller.workers, smaller.data_tasks, smaller.crf_actors) > 0
+    if room < plan.crf_actors + 2:
+        with pytest.raises(ResourceError, match="give the same command again"):
+            without_lost_nodes(plan, rest, plan.crf_actors)
+        return
+    beside_pool = without_lost_nodes(plan, rest, plan.crf_actors)
+    assert beside_pool.workers + beside_pool.data_tasks + plan.crf_actors <= room
+    assert beside_pool.crf_actors == plan.crf_actors
+
+
+def test_a_gpu_worker_needs_cpus_of_its_node():
+    nodes = [Node("gpu", 2, 4), Node("cpu", 32, 0)]
+    plan = make_plan(34, 4, 2, None, None)
+    assert (plan.workers, plan.unit) == (4, 1)
+    assert without_lost_nodes(plan, nodes).workers == 2
+
+
+def test_threads_are_those_of_the_nodes():
+    assert make_plan(64, 0, 4, None, None).threads == 8
+    assert make_plan(8, 0, 1, None, None, cores=2).threads == 1, "a local Ray with more CPUs than there are"
+
+
+def test_a_workspace_that_only_this_node_sees_is_refused(tmp_path, monkeypatch):
+    nodes = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{name}", "Alive": name != "4"} for name in "1234"]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "1"))
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    seen = []
+
+    def options(label_selector):
+        def remote(path):
+            seen.append(Path(path).exists())
+            return label_selector == {"ray.io/node-id": "3"}
+
+        return SimpleNamespace(remote=remote)
+
+    monkeypatch.setattr(cluster, "_sees", SimpleNamespace(options=options))
+    with pytest.raises(
+        ConfigError, match=r"--workspace .*: is not the same on the node 10\.0\.0\.2; use a disk that all nodes"
+    ):
+        cluster.check_writes(tmp_path, "--workspace")
+    assert seen == [True, True]
+    assert not list(tmp_path.iterdir())
+    cluster.check_writes(to_path("s3://bucket/w"), "--workspace")
+    nodes[1:] = []
+    cluster.check_writes(tmp_path, "--workspace")
 
 
 def test_what_a_task_raised_is_said_without_rays_report_of_it():

@@ -1,16 +1,22 @@
 """The command `ssdd`: its jobs are the scripts of ray_jobs/, from an installed package as well."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from small import ROOT
 
 from ssdd import command
+from ssdd.config import ConfigError
+from ssdd.nets import checkpoints
+from ssdd.presets import mini
+from ssdd.storage.artifacts import Artifact
 
 SCRIPTS = sorted((ROOT / "ray_jobs").glob("*.py"))
 
@@ -43,6 +49,26 @@ def test_a_job_runs_as_its_script_does(monkeypatch, capsys, tmp_path):
         call(monkeypatch, "predict", "--help")
     assert ended.value.code == 0
     assert "usage: ssdd predict" in capsys.readouterr().out
+
+
+def test_evaluate_takes_the_fields_of_the_training_in_the_workspace_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = replace(mini(), workspace=tmp_path / "before", seed=7)
+    model = Artifact("dynamic", "0123", tmp_path / "workspace" / "artifacts" / "dynamic-0123")
+    checkpoints.remember(tmp_path / "workspace", before, ("background", "cat"), {"dynamic": model})
+    read_config = runpy.run_path(str(ROOT / "ray_jobs" / "evaluate.py"))["read_config"]
+    assert read_config([], False) == replace(before, workspace=tmp_path / "workspace"), "it was renamed"
+    (tmp_path / "c.yaml").write_text("split: other\nseed: 8\n")
+    found = read_config(["--config", "c.yaml", "--seed", "9"], True)
+    assert (found.workspace, found.split, found.seed, found.preset) == (tmp_path / "workspace", "other", 9, "mini")
+    (tmp_path / "null.yaml").write_text("workspace: null\n")
+    (tmp_path / "number.yaml").write_text("workspace: [1]\n")
+    (tmp_path / "c.yaml").write_text(f"preset: photographs\nworkspace: {tmp_path / 'workspace'}\n")
+    found = read_config(["--config", "c.yaml"], False)
+    assert read_config(["--config", "null.yaml"], False).seed == 7
+    with pytest.raises(ConfigError, match=r"number\.yaml: workspace"):
+        read_config(["--config", "number.yaml"], False)
+    assert (found.preset, found.evaluate.size, found.seed) == ("photographs", 320, 0)
 
 
 @pytest.mark.programs

@@ -22,7 +22,7 @@ from ssdd.config import AugmentConfig
 from ssdd.crf import CRFParams
 from ssdd.data import codec
 from ssdd.data.sampling import Sampling
-from ssdd.runtime import cluster, pipelines
+from ssdd.runtime import cluster, crashes, pipelines
 from ssdd.runtime.crashes import MOST_DEATHS, CrashError, noted
 from ssdd.runtime.crf_pool import CRFPool
 from ssdd.runtime.plan import cpu_nodes_first
@@ -69,6 +69,30 @@ def test_the_third_death_on_the_same_images_is_an_error():
 
 
 @pytest.mark.usefixtures("own_folder")
+@pytest.mark.parametrize("lazy", [True, False])
+def test_deaths_are_counted_for_the_table_that_is_read(tmp_path, monkeypatch, lazy):
+    monkeypatch.setattr(crashes, "_folder", lambda: tmp_path)
+    table = pa.table({"image_id": ["a"]})
+
+    def one_by_one(item):
+        yield table
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def at_once(item):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def attempt():
+        return list(pipelines._read_noted("work", one_by_one if lazy else at_once, lambda item: ["a", "b"], (7, None)))
+
+    for _ in range(crashes.MOST_DEATHS):
+        process = multiprocessing.get_context("fork").Process(target=attempt)
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    with pytest.raises(CrashError, match="a, b"):
+        attempt()
+
+
 def test_work_that_ends_is_forgotten(tmp_path):
     die("work", "a")
     die("work", "a")

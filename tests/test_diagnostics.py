@@ -73,7 +73,7 @@ def test_images_add_up():
     np.testing.assert_array_equal(apart.reliability, together.reliability)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
 def test_auc_is_the_share_of_pairs_in_the_right_order(samples):
     scores = [np.array([s for s, positive in samples if positive == kind]) for kind in (False, True)]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
 from small import ROOT
 
 from ssdd.data import codec
@@ -102,3 +103,11 @@ def test_a_backend_that_a_notebook_has_named_does_not_end_the_import():
         check=True,
     )
     assert done.stdout.strip() == backend
+
+
+def test_values_along_one_parameter_are_drawn_as_dots():
+    values = {(x, y): x + y for x in (0.0, 0.1) for y in (0.0, 0.1)}
+    assert isinstance(figures.heat_map(values, ("a", "b"), "c").axes[0].collections[0], QuadMesh)
+    line = figures.heat_map({(x, 0.0): x for x in (0.0, 0.1, 0.2)}, ("a", "b"), "c")
+    (dots,) = line.axes[0].collections
+    assert len(dots.get_offsets()) == 3

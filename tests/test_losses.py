@@ -44,7 +44,7 @@ def assert_finite_with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> N
         assert torch.isfinite(x.grad).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_difference_loss_equals_numpy(data):
     shape = tuple(data.draw(st.integers(1, 3)) for _ in range(3))

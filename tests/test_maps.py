@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from ssdd.storage import maps
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(arrays(np.float32, array_shapes(max_dims=3, max_side=5), elements=st.floats(0, 1, width=32)))
 def test_pack_keeps_half_precision(values):
     back = maps.unpack(maps.pack(values))
@@ -41,7 +41,7 @@ def test_pack_refuses_objects():
         maps.pack(np.array([{"a": 1}], object))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=6), elements=st.floats(0, 1, width=32)))
 def test_pack_unit_errs_by_half_a_step(values):
     back = maps.unpack_unit(maps.pack_unit(values))

@@ -27,7 +27,7 @@ def mask_pairs(draw):
     return draw(prediction), draw(target)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(mask_pairs())
 def test_iou_equals_brute_force(pair):
     pairs = [(p, t) for p, t in zip(*(mask.ravel().tolist() for mask in pair), strict=True) if t != 255]
@@ -41,7 +41,7 @@ def test_iou_equals_brute_force(pair):
     np.testing.assert_allclose(matrix.mean_iou(), sum(known) / len(known) if known else math.nan)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(mask_pairs(), mask_pairs())
 def test_two_updates_equal_one(first, second):
     matrix = counted(CLASSES, *first)

@@ -4,6 +4,8 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -17,10 +19,15 @@ from PIL import Image
 from untrained import CLASSES, CONFIG
 
 from ssdd.data import codec
+from ssdd.nets import checkpoints
 from ssdd.presets import mini
+from ssdd.reports.scores import Scores
 from ssdd.runtime import mlflow_model
+from ssdd.runtime.progress import Console
 from ssdd.runtime.tracking import Tracker
 from ssdd.segmenter import Segmenter
+from ssdd.stages import log_model
+from ssdd.storage.artifacts import Artifact
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +144,27 @@ def test_a_model_that_a_server_refuses_does_not_hold_up_the_rest(folder, tmp_pat
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"train.refined": 50.0}
     assert not tracker.client.search_logged_models([tracker.experiment_id]), "no half model"
+
+
+def test_other_settings_at_test_time_make_another_model(tmp_path, monkeypatch):
+    model = Artifact("dynamic", "0123", tmp_path / "dynamic-0123")
+    model.path.mkdir()
+    checkpoints.save(untrained.network().state_dict(), model.path / checkpoints.MODEL)
+    monkeypatch.setattr(mlflow_model, "save", lambda *args: None)
+    logged = []
+
+    def log(config):
+        tracker = SimpleNamespace(model=lambda folder, *args: logged.append(args))
+        session = SimpleNamespace(config=config, tracker=tracker, console=Console())
+        log_model.run(session, model, CLASSES, Scores({"val.dynamic": 50.0, "val.baseline": 49.0}, {}))
+
+    log(CONFIG)
+    log(replace(CONFIG, evaluate=replace(CONFIG.evaluate, panels=1), num_cpus=2, register="masks"))
+    log(replace(CONFIG, evaluate=replace(CONFIG.evaluate, sharpen=10.0)))
+    log(replace(CONFIG, crf=replace(CONFIG.crf, iterations=3)))
+    identities, scores, names = zip(*logged, strict=True)
+    assert identities[0] == identities[1]
+    assert len(set(identities)) == 3
+    assert all(identity.startswith("dynamic-0123-") for identity in identities)
+    assert scores == ({"val.dynamic": 50.0},) * 4
+    assert names == (None, "masks", None, None)

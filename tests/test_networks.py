@@ -415,8 +415,8 @@ def test_random_weights_change_nothing():
     assert same(before, values(backbone))
 
 
-@pytest.mark.usefixtures("no_hub")
-def test_package_weights_load():
+def test_package_weights_load_without_a_look_at_the_hub(monkeypatch):
+    monkeypatch.delattr(imagenet, "_timm_state")
     torch.manual_seed(1)
     one, other = build_backbone(LITE), build_backbone(LITE)
     before = values(one)

@@ -139,7 +139,7 @@ def test_crf_and_decoding_go_to_nodes_without_gpus_first(tmp_path):
         def here(rows):
             return [{"node": ray.get_runtime_context().get_node_id()} for _ in rows]
 
-        def read(joined, sampling, order, stream):
+        def read(work, joined, sampling, order, stream):
             time.sleep(0.5)
             yield pa.Table.from_pylist(here(stream))
 

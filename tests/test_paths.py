@@ -236,6 +236,19 @@ def test_what_does_not_arrive_is_an_error(bucket, tmp_path):
             send()
 
 
+def test_an_object_that_cannot_be_replaced_stays(remote, monkeypatch):
+    write_text(remote / "file", "as it was")
+
+    def refused(path, mode):
+        raise RemoteError(f"{path}: QuotaExceeded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemotePath, "open", refused)
+        with pytest.raises(RemoteError, match="QuotaExceeded"):
+            write_text(remote / "file", "new")
+    assert (remote / "file").read_text() == "as it was"
+
+
 def test_an_endpoint_that_is_none(bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://[")
     with pytest.raises(RemoteError, match=r"s3://other/x: .*check the bucket"):

@@ -3,6 +3,7 @@
 import io
 import os
 import string
+import struct
 import sys
 
 import numpy as np
@@ -41,6 +42,11 @@ def test_the_output_is_no_input(folder):
         assert "a.jpg" in names
         assert "output-2/b.jpg" in names
         assert not [name for name in names if name.startswith("out/")]
+    (folder / "output-2" / photographs.RECORD).write_text("{}")
+    assert "output-2/b.jpg" in photographs.find(str(folder), folder / "out").names, "a name that others use, too"
+    (folder / "output-2" / photographs.TABLE).mkdir()
+    listed = photographs.find(str(folder), folder / "out")
+    assert (listed.names, listed.outputs) == (["a.jpg", "sub/b.PNG", "sub/deep/c.tiff"], 1)
 
 
 def test_a_file_is_named_in_its_folder_whatever_its_suffix(folder):
@@ -151,6 +157,11 @@ def test_photographs_that_cannot_be_used_say_why():
         codec.read_photograph(string.ascii_letters.encode(), False)
     with pytest.raises(DataError, match="7x5 are more than 34 pixels"):
         codec.read_photograph(encoded("PNG")[1], False, max_pixels=34)
+    text_offsets = encoded("TIFF")[1]
+    place = text_offsets.index(struct.pack("<H", 273))  # StripOffsets; its type becomes text
+    text_offsets = text_offsets[: place + 2] + struct.pack("<H", 2) + text_offsets[place + 4 :]
+    with pytest.raises(DataError, match="bytes: "):
+        codec.read_photograph(text_offsets, False)
     data = encoded("JPEG")[1]
     with pytest.raises(DataError, match="truncated"):
         codec.read_photograph(data[: len(data) - 20], False)

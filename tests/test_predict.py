@@ -1,5 +1,6 @@
 """predict.py: masks and rows of generated photographs, once more what was not finished, and what is refused."""
 
+import errno
 import io
 import json
 import os
@@ -7,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import untrained
 from PIL import Image
 from small import ROOT, run_job
@@ -21,6 +24,7 @@ import ssdd
 from ssdd.config import ConfigError, PredictConfig
 from ssdd.data import codec
 from ssdd.nets import checkpoints
+from ssdd.runtime import pipelines
 from ssdd.stages import predict_rows
 from ssdd.stages.predict import PredictNetwork
 from ssdd.stages.predict_rows import Photograph
@@ -172,7 +176,7 @@ class Store:
         self.there = there
 
     def __truediv__(self, name):
-        return SimpleNamespace(read_bytes=lambda: self.read(name))
+        return SimpleNamespace(open=lambda mode: io.BytesIO(self.read(name)))
 
     def read(self, name):
         if name not in self.there:
@@ -185,7 +189,40 @@ def test_an_object_that_is_refused_is_a_row_and_a_store_that_is_away_an_error():
     rows = [row for table in predict_rows.read(Store({"1.jpg"}), item) for row in table.to_pylist()]
     assert [row["error"] for row in rows] == ["0.jpg: access denied", "", "2.jpg: access denied"]
     with pytest.raises(RemoteError):
-        predict_rows.read(Store(()), item)
+        list(predict_rows.read(Store(()), item))
+
+
+def test_files_are_read_one_by_one_and_a_disk_that_fails_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "0.jpg").write_bytes(b"data")
+    monkeypatch.setattr(predict_rows, "MOST_BYTES", 2**20)
+    (tmp_path / "1.jpg").write_bytes(bytes(2**20 + 1))
+    item = [Photograph(f"{k}.jpg", str(k)) for k in range(3)]
+    tables = predict_rows.read(tmp_path, item)
+    assert next(tables)["image"].to_pylist() == [b"data"]
+    assert [table["error"][0].as_py() for table in tables] == [
+        "the file has more than 1 MB",
+        "No such file or directory",
+    ]
+
+    def stale(path, mode):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "open", stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        list(predict_rows.read(tmp_path, [Photograph("0.jpg", "0")] * 2))
+    gone = predict_rows.read(tmp_path, [Photograph("x.jpg", "x")] * 2)
+    monkeypatch.undo()
+    assert [table["error"][0].as_py() for table in gone] == ["No such file or directory"] * 2
+
+
+def test_an_error_of_an_actors_start_is_raised_as_it_is(monkeypatch):
+    def make():
+        raise ConfigError("--model: is now another")
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "actor"))
+    actor = pipelines._NetworkActor("work", make, 1)
+    with pytest.raises(ConfigError, match="is now another"):
+        actor(None)
 
 
 def test_what_goes_wrong_with_one_photograph_is_its_row(tmp_path):

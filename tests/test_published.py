@@ -722,7 +722,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("damaged")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from([None, V1, V2, V3]), st.integers(0, 300), st.binary(min_size=1, max_size=9))
 def test_a_damaged_params_file_is_read_or_refused(folder, magic, at, damage):
     whole = params_bytes(SMALL, magic)

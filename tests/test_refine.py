@@ -57,7 +57,7 @@ def loop_module(d_k, d_a, knowledge, advice, gone, bias, background):
     return differs, w, refined
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(modules(), EIGHTHS, EIGHTHS)
 def test_equations_equal_a_loop_over_the_pixels(module, bias, background):
     d_k, d_a, knowledge, advice, presence = module
@@ -69,7 +69,7 @@ def test_equations_equal_a_loop_over_the_pixels(module, bias, background):
     np.testing.assert_array_equal(refine.integrate(knowledge, advice, got), refined)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(modules(), st.sampled_from([0.25, 0.5, 0.75, 1.0]))
 def test_vanished_equals_a_loop(module, ratio):
     _, _, knowledge, advice, presence = module
@@ -77,7 +77,7 @@ def test_vanished_equals_a_loop(module, ratio):
     np.testing.assert_array_equal(refine.vanished(knowledge, advice, presence, ratio), expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(modules(), EIGHTHS, EIGHTHS, st.booleans())
 def test_module_equals_a_loop(module, bias, background, use_presence):
     d_k, d_a, knowledge, advice, presence = module

@@ -227,6 +227,32 @@ def test_without_the_data_no_earlier_picture_is_shown(session):
     assert re.findall("<code>figures/(.*?)</code>", html) == ["predictions-val.png"]
 
 
+def test_files_that_are_no_pictures_do_not_end_a_job(session):
+    draw(session, "refinement", session.build("refined", {}, lambda folder: None))
+    for name in ("._refinement.png", "broken.png"):
+        (session.workspace / "figures" / name).write_bytes(b"no picture")
+    report.write(session, SCORES)
+    html = (session.workspace / "report.html").read_text()
+    assert re.findall("<code>figures/(.*?)</code>", html) == ["refinement.png"]
+
+
+def test_scores_of_other_networks_are_not_kept(session):
+    networks = {"dynamic": session.workspace / "artifacts" / "dynamic-1"}
+    report.write(session, SCORES, networks=networks)
+    assert report.earlier_scores(session, networks) == SCORES
+    assert report.earlier_scores(session, networks | {"baseline": session.workspace}) == Scores({}, {})
+    write_scores(session.workspace / "metrics.json", SCORES)  # as an earlier version wrote it
+    assert report.earlier_scores(session, networks) == SCORES
+
+
+def test_lists_of_two_data_folders_with_the_same_name_are_both_shown(session):
+    recipes = ({"files": [k], "classes": ["background", "cat"]} for k in range(2))
+    lists = [session.build("images-train", recipe, make_images) for recipe in recipes]
+    report.write(session, SCORES)
+    text = Reader((session.workspace / "report.html").read_text()).text
+    assert all(f"list train ({a.path.name})" in text and f"list train ({a.path.name}): warnings" in text for a in lists)
+
+
 def test_what_a_job_has_made_stays_made_when_it_is_asked_for_again(session):
     for _ in range(2):
         made = session.build("thing", {}, lambda folder: None)

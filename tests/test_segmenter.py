@@ -47,6 +47,12 @@ def test_a_photograph_comes_as_a_path_an_image_or_an_array(segmenter, tmp_path):
         segmenter.predict(np.zeros((4, 4, 3)))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_an_image_of_32_bits_is_refused(segmenter, dtype):
+    with pytest.raises(ValueError, match="its pixels have 32 bits"):
+        segmenter.predict(Image.fromarray(np.ones((4, 6), dtype)))
+
+
 @pytest.mark.parametrize("crf", [False, True])
 def test_only_the_present_classes_and_background_compete(segmenter, crf):
     images = [photograph(seed=seed) for seed in range(3)]

@@ -3,13 +3,18 @@
 import copy
 import pickle
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from ssdd import cli
+from ssdd.config import ConfigError
 from ssdd.presets import mini
+from ssdd.runtime import session
 from ssdd.runtime.progress import Console
-from ssdd.runtime.session import Session
+from ssdd.runtime.session import Session, located
 
 
 def bare():
@@ -41,3 +46,22 @@ def test_a_session_for_trials_can_be_sent_and_is_stopped_by_nobody():
 def test_a_session_of_the_driver_stays_there():
     with pytest.raises(TypeError, match="cannot pickle"):
         pickle.dumps(bare())
+
+
+def test_inputs_have_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = cli.parse(["--data", "mine", "--knowledge", "s3://b/k", "--advice", "a"])
+    start = replace(config.network.backbone, weights="w.pth")
+    config = replace(config, network=replace(config.network, backbone=start))
+    config = replace(config, static=replace(config.static, weights=(Path("x.pth"), Path("y.pth"))))
+    found = located(config)
+    assert (found.data, str(found.knowledge), found.advice) == (tmp_path / "mine", "s3://b/k", tmp_path / "a")
+    assert found.network.backbone.weights == str(tmp_path / "w.pth")
+    assert found.static.weights == (tmp_path / "x.pth", tmp_path / "y.pth")
+    assert found.workspace is None
+    assert located(mini()) == mini()
+    monkeypatch.setattr(session, "in_job", lambda: True)
+    with pytest.raises(
+        ConfigError, match=r"--network\.backbone\.weights w\.pth: a submitted Ray job needs an absolute path"
+    ):
+        located(config)

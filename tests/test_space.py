@@ -11,11 +11,11 @@ from ssdd import jobs
 from ssdd.cli import parse
 from ssdd.config import ConfigError
 from ssdd.presets import changes, mini
-from ssdd.sweeps import base, bias, space
+from ssdd.sweeps import base, bias, space, trials
 from ssdd.sweeps.alpha import ALPHA_SWEEP
-from ssdd.sweeps.base import Trial
 from ssdd.sweeps.crf import CRF_SWEEP
 from ssdd.sweeps.space import Range
+from ssdd.sweeps.trials import Trial
 
 
 def test_values_have_their_fields_types():
@@ -40,6 +40,29 @@ def test_a_grid_is_every_combination():
     assert points == [{"a.x": x, "b.x": y} for x in (1, 2) for y in ("u", "v")]
     assert [space.label(p) for p in points[:1]] == ["a.x=1 b.x=u"]
     assert space.label({"dynamic.train.lr": 0.00012345, "dynamic.alpha": 1}) == "lr=0.0001234 alpha=1"
+
+
+def test_a_point_as_flags_is_what_the_jobs_take():
+    point = {"static.bias.presence": False, "crf.bilateral_weight": 4.0, "dynamic.bias1.presence": True}
+    flags = " ".join(space.flag(*item) for item in point.items())
+    assert flags == "--static.bias.no-presence --crf.bilateral-weight 4.0 --dynamic.bias1.presence"
+    assert parse(flags.split()) == space.checked(mini(), point)
+
+
+def test_no_trial_is_stopped_after_its_last_epoch():
+    scheduler = trials.StopEarly(
+        3, time_attr="epoch", metric="iou", mode="max", max_t=2, reduction_factor=2, stop_last_trials=False
+    )
+    decisions = []
+    for epoch, iou in ((1, 50.0), (1, 10.0), (2, 50.0), (3, 10.0), (3, 70.0), (2, 60.0)):
+        trial, result = SimpleNamespace(trial_id=f"{epoch}-{iou}"), {"epoch": epoch, "iou": iou}
+        scheduler.on_trial_add(None, trial)
+        decisions.append(scheduler.on_trial_result(None, trial, result))
+        if epoch == 3:
+            scheduler.on_trial_complete(None, trial, result)
+    assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE", "CONTINUE", "CONTINUE"], (
+        "60 is the best at epoch 2"
+    )
 
 
 @given(st.integers(0, 99), st.integers(1, 20))

@@ -265,11 +265,14 @@ def test_a_compiled_backbone_gives_the_same_step(monkeypatch):
 
 def test_a_gpu_that_is_too_small_is_told_with_the_option_that_helps():
     error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
-    assert too_large(8, error) == (
+    assert too_large(8, 8, 0, False, error) == (
         "the GPU has too little memory for 8 images at once: try --step.micro-batch 4 "
         "(CUDA out of memory. Tried to allocate 2.00 GiB.)"
     )
-    assert "try a smaller augment.crop" in too_large(1, error)
+    assert "for 8 images at once: try --step.micro-batch 2 " in too_large(8, 2, 4, True, error), "as by default"
+    assert "for 4 images at once: try --step.micro-batch 1 " in too_large(8, 2, 1, True, error)
+    assert "for 2 images at once: try a smaller augment.crop" in too_large(8, 1, 1, True, error)
+    assert "for 1 images at once: try a smaller augment.crop" in too_large(1, 1, 0, False, error)
 
 
 class Miscounting(FixedTask):

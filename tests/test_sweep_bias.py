@@ -55,7 +55,7 @@ def directly(found, own, bias, background):
     return matrix.counts
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(0, 10**6),
     st.booleans(),

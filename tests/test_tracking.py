@@ -12,6 +12,9 @@ from pathlib import Path
 import matplotlib.figure
 import mlflow
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from ssdd.presets import mini
 from ssdd.runtime import tracking
@@ -46,7 +49,7 @@ def test_everything_is_in_one_run(tracker):
     for thread in threads:
         thread.start()
         thread.join()
-    tracker.metrics({"train.refined": 50.0})
+    tracker.metrics({"train.refined": 50.0, "train+val (2).dynamic": 40.0})
     tracker.figure(matplotlib.figure.Figure(), "refinement")
     tracker.close(failed=False)
 
@@ -55,7 +58,7 @@ def test_everything_is_in_one_run(tracker):
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.info.run_name == run.data.tags["job"] == "static"
-    assert run.data.metrics == {"static.lr": 0.2, "train.refined": 50.0}
+    assert run.data.metrics == {"static.lr": 0.2, "train.refined": 50.0, "train_val _2_.dynamic": 40.0}
     assert [m.step for m in client.get_metric_history(run.info.run_id, "static.lr")] == [1, 2]
     assert run.data.params["dynamic.alpha"] == "0.5"
     assert {"config.json", "refinement.png"} == {a.path for a in client.list_artifacts(run.info.run_id)}
@@ -168,3 +171,31 @@ def test_a_server_that_is_not_there_ends_the_job_at_once_and_no_password_is_show
         with pytest.raises(TrackingError, match=match) as error:
             Tracker(mini(), "static", workspace)
         assert "secret" not in str(error.value)
+
+
+def test_a_run_that_was_deleted_in_the_ui_does_not_end_the_job_and_is_not_resumed(tracker, caplog):
+    earlier = tracker.run_id
+    tracker.client.delete_run(earlier)
+    tracker.metrics({"train.refined": 50.0})
+    tracker.metrics({"train.refined": 51.0})
+    tracker.close(failed=False)
+    assert caplog.text.count("MLflow refuses the call 'metrics'") == 1
+    later = tracker.child(mini(), "later")
+    assert not later.resume(earlier)
+    assert not later.resume("")
+    assert not later.resume("0" * 32)
+    assert later.run_id not in (earlier, "")
+
+
+def test_a_store_that_lets_nobody_write_ends_the_job_at_once(tracker, monkeypatch, caplog):
+    def refused(*args):
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(MlflowClient, "create_run", refused)
+    part = tracker.child(mini(), "part")
+    part.metrics({"train.refined": 50.0})
+    part.close(failed=False)
+    assert caplog.text.count("MLflow refuses the call") == 1, "a part of a job goes on"
+    assert not part.outbox.has_calls()
+    with pytest.raises(TrackingError, match=r"refuses a new run \(.*Permission denied\); get the right to write there"):
+        Tracker(mini(), "another", tracker.workspace)

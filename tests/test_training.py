@@ -44,12 +44,14 @@ def fit(monkeypatch, tmp_path):
         monkeypatch.setattr(trainer, "last_checkpoint", last_checkpoint)
         monkeypatch.setattr(trainer._Training, "_attempt", lambda *args: None)
         monkeypatch.setattr(trainer.time, "sleep", waited.append)
-        monkeypatch.setattr(cluster, "remaining", lambda plan: plan)
+        monkeypatch.setattr(cluster, "remaining", lambda plan, pool=None: plan)
         console = SimpleNamespace(line=lambda text: None)
         session = SimpleNamespace(plan=SimpleNamespace(workers=1), console=console)
         task = SimpleNamespace(train=SimpleNamespace(epochs=2))
         (tmp_path / "made").mkdir()
-        training = trainer._Training(session=session, name="net", runs=tmp_path, task=task, joined=[], validate=None)
+        training = trainer._Training(
+            pool=0, session=session, name="net", runs=tmp_path, task=task, joined=[], validate=None
+        )
         told = training.fit(tmp_path / "made")
         assert told["history"] == (history if has_history else [])
         assert earlier <= told["seconds"] < earlier + 100, "those of earlier jobs count once"

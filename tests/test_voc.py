@@ -1,5 +1,6 @@
 """Reading a VOC-layout folder: labels, checks, masks; tiny folders, and the real piece of VOC where it is."""
 
+import errno
 import io
 import os
 import pickle
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
-from ssdd.data import exif
+from ssdd.data import codec, exif, labels
 from ssdd.data.class_names import VOC_CLASSES
 from ssdd.data.codec import encode_mask, image_bytes, read_image, read_mask, voc_palette
 from ssdd.data.problems import DataError
@@ -615,3 +616,18 @@ def test_a_mask_of_another_method_that_does_not_fit(two, tmp_path, content, mess
         find_masks(folder, [first, *rest], masks)
     assert f"{first}.png" in str(error.value)
     assert len(error.value.problems) == 1
+
+
+def test_an_error_of_the_disk_is_not_taken_for_a_broken_image(voc, monkeypatch):
+    path = voc.root / "JPEGImages" / "a.jpg"
+
+    def stale(self):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    for read in (codec.probe_image, codec.read_mask, labels.read_xml):
+        with pytest.raises(OSError, match="Stale file handle"):
+            read(path)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="No such file or directory"):
+        codec.probe_image(path.with_name("missing.jpg"))

@@ -12,15 +12,19 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ssdd.data import exif
-from ssdd.data.problems import DataError, fault, permitted
+from ssdd.data.problems import DataError, fault, read_bytes
 from ssdd.storage.paths import AnyPath, to_path
 
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """The formats that photographs outside a data set may have, as Pillow names them; a data set has only JPEG and PNG."""
 PHOTOGRAPH_KINDS = "JPEG, PNG, WebP, BMP or TIFF"
-# Pillow's readers raise these errors on damaged bytes (SyntaxError on a broken PNG chunk).
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+# Pillow's readers raise these errors on damaged bytes, for example SyntaxError on a broken PNG chunk and TypeError on a
+# TIFF whose offsets are texts.
+_DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, OverflowError, LookupError),
+    *(struct.error, zlib.error),
+)
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `probe_image` has its own limit
 
 _TURNS = {
@@ -58,14 +62,9 @@ class Probe(NamedTuple):
 def decoding(source: str | AnyPath | bytes, kind: str, expected: str = "JPEG or PNG") -> Iterator[bytes]:
     """Yield the bytes of a file, or the given bytes; a decoding error in the block becomes a DataError of `kind`."""
     name = "bytes" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_bytes(to_path(source), kind)
     try:
-        if isinstance(source, bytes):
-            yield source
-        else:
-            path = to_path(source)
-            with permitted(path):
-                data = path.read_bytes()
-            yield data
+        yield data
     except DataError:  # a subclass of ValueError, which is handled below
         raise
     except UnidentifiedImageError as error:  # its own message shows a memory address
@@ -172,9 +171,14 @@ def read_photograph(source: str | AnyPath | bytes, apply_exif: bool, max_pixels:
         if max_pixels is not None and width * height > max_pixels:
             name = "bytes" if isinstance(source, bytes) else source
             raise fault("large image", f"{name}: {width}x{height} are more than {max_pixels} pixels")
-        if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
-            raise ValueError("its pixels have 32 bits: save it in grey with 8 or 16 bits, or in colour")
+        refuse_32_bits(image)
         return to_rgb(turned(image) if apply_exif else image)
+
+
+def refuse_32_bits(image: Image.Image) -> None:
+    """Raise ValueError if the pixels of an open image have 32 bits, which have no agreed range."""
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError("its pixels have 32 bits: save it in grey with 8 or 16 bits, or in colour")
 
 
 def turned(image: Image.Image) -> Image.Image:

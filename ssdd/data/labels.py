@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from ssdd.data.class_names import is_background, normal_form, without_number
 from ssdd.data.files import FilesByName
-from ssdd.data.problems import DataError, fault, permitted, read_text
+from ssdd.data.problems import DataError, fault, read_bytes, read_text
 from ssdd.data.voc import VOCFolder
 from ssdd.storage.paths import ABSENT, AnyPath
 
@@ -130,13 +130,10 @@ def _read_rows(path: AnyPath) -> _Rows:
 
 def read_xml(path: AnyPath) -> ElementTree.Element:
     """The root element of an XML file of VOC. Raises DataError if the file cannot be read."""
+    data = read_bytes(path, "malformed labels")
     try:
-        with permitted(path):
-            data = path.read_bytes()
         return ElementTree.fromstring(data)
-    except DataError:
-        raise
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: a wrong encoding
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the last two: a wrong encoding
         raise fault("malformed labels", f"{path}: not readable XML ({error})") from error
 
 

@@ -14,6 +14,8 @@ from ssdd.data.codec import PHOTOGRAPH_SUFFIXES
 from ssdd.data.problems import DataError, permitted
 from ssdd.storage.paths import AnyPath, RemotePath, relative, to_path
 
+RECORD, TABLE = "prediction.json", "predictions.parquet"
+"""A file and a folder that each folder of predictions has."""
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -26,6 +28,8 @@ class Photographs:
     """Paths relative to `root`, with slashes, sorted."""
     others: int = 0
     """The number of files in the folder without the suffix of a photograph."""
+    outputs: int = 0
+    """The number of folders that were left out because they have the output of an earlier prediction."""
 
 
 def find(text: str, output: AnyPath) -> Photographs:
@@ -34,7 +38,8 @@ def find(text: str, output: AnyPath) -> Photographs:
     Args:
         text: a file; a folder, which is searched with its subfolders; a glob (`**` for any number of folders), whose
             fixed part becomes `Photographs.root`; or s3://BUCKET/KEY, a file or a folder. In a folder, the photographs
-            are the files with a suffix of `PHOTOGRAPH_SUFFIXES`; hidden files and folders are left out.
+            are the files with a suffix of `PHOTOGRAPH_SUFFIXES`; hidden files and folders are left out, and on a disk
+            also the folders of earlier outputs.
         output: the folder of the outputs; files in it are left out.
 
     Raises:
@@ -43,13 +48,15 @@ def find(text: str, output: AnyPath) -> Photographs:
     """
     path = to_path(text)
     root: AnyPath
+    outputs = 0
     with permitted(path):
         if isinstance(path, RemotePath):
             root, names, is_folder = _remote(path)
         elif path.is_file():
             root, names, is_folder = path.absolute().parent, [path.name], False
         elif path.is_dir():
-            root, names, is_folder = path.absolute(), _below(path.absolute()), True
+            root, is_folder = path.absolute(), True
+            names, outputs = _below(root)
         elif _GLOB.search(text):
             root, names = _matching(text)
             is_folder = False
@@ -66,7 +73,7 @@ def find(text: str, output: AnyPath) -> Photographs:
     for name in names:
         if not _is_text(name):
             raise DataError(f"--input {text}: the name {name!r} is not UTF-8; rename that file or folder")
-    return Photographs(root, sorted(names), others)
+    return Photographs(root, sorted(names), others, outputs)
 
 
 def _without(names: list[str], root: AnyPath, folder: AnyPath) -> list[str]:
@@ -91,14 +98,22 @@ def _remote(path: RemotePath) -> tuple[RemotePath, list[str], bool]:
     return path, [name for name in entries if not _is_hidden(name)], True
 
 
-def _below(root: Path) -> list[str]:
-    """The files in a folder and in its subfolders, without hidden ones; links to folders are not followed."""
-    names = []
+def _below(root: Path) -> tuple[list[str], int]:
+    """The files in a folder and in its subfolders, without hidden ones; links to folders are not followed.
+
+    Subfolders with the output of an earlier prediction are left out; their number is returned as well.
+    """
+    names: list[str] = []
+    outputs = 0
     for folder, subfolders, files in os.walk(root, onerror=_raise):
+        if RECORD in files and TABLE in subfolders and Path(folder) != root:
+            outputs += 1
+            subfolders[:] = []
+            continue
         subfolders[:] = [name for name in subfolders if name[0] != "."]
         prefix = Path(folder).relative_to(root)
         names += [(prefix / name).as_posix() for name in files if name[0] != "."]
-    return names
+    return names, outputs
 
 
 def _matching(text: str) -> tuple[Path, list[str]]:

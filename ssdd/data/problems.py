@@ -82,6 +82,18 @@ def permitted(path: AnyPath) -> Iterator[None]:
         raise fault("no permission", f"{error.filename or path}: permission denied") from error
 
 
+def read_bytes(path: AnyPath, kind: str) -> bytes:
+    """The bytes of a file. Raises DataError of `kind` if there is no such file, and OSError if the disk fails.
+
+    A failing disk must end the job: with `--skip-broken`, images would be left out that are sound.
+    """
+    try:
+        with permitted(path):
+            return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise fault(kind, f"{path}: {error}") from error
+
+
 def read_text(path: AnyPath) -> str:
     """The text of a UTF-8 file, with or without the byte-order mark that spreadsheets write. Raises DataError."""
     with permitted(path):

@@ -320,7 +320,7 @@ def find_masks(
         warnings += new_warnings
         usable = [mask for mask, _, _ in checked if mask is not None]
         maps = [mask.path.name for mask in usable if mask.maps]
-        if maps:
+        if any(mask.maps == "classes" for mask in usable):
             misread = [(kind, f"{detail}; here a map with key k counts as value k + 1") for kind, detail in misread]
         if 0 < len(maps) < len(usable):
             problems.append(

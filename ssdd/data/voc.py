@@ -160,10 +160,10 @@ def fingerprint(folder: VOCFolder, split: str) -> str:
 
 
 def stats(paths: Sequence[AnyPath]) -> str:
-    """A hash (hex SHA-256) of files' paths, sizes and modification times."""
+    """A hash (hex SHA-256) of files' names, sizes and modification times."""
     folders = {folder: FilesIn(folder) for folder in {path.parent for path in paths}}
     entries = []
     for path in paths:
         with permitted(path):
-            entries.append((str(path), *folders[path.parent].stat(path.name)))
+            entries.append((path.name, *folders[path.parent].stat(path.name)))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()

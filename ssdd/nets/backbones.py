@@ -227,12 +227,17 @@ class ResNet38(Backbone):
         return {2: activated["b3"], 4: activated["b4"], 8: x}
 
     def _blocks(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last block's output, and the activated input of every block by the block's name."""
+        """The last block's output, and the activated inputs of some blocks by the block's name.
+
+        Only those that become features are kept: at large sizes, all of them would take twice the memory.
+        """
         x = self.conv1a(self.normalise(images))
         activated = {}
         for name, block in self.named_children():
             if isinstance(block, _Residual | _Bottleneck):
-                x, activated[name] = block(x)
+                x, active = block(x)
+                if name in ("b3", "b4", "b5", "b6"):
+                    activated[name] = active
         return x, activated
 
 

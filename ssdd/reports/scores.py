@@ -163,19 +163,28 @@ def _cell(value: float | None) -> str:
     return f"{'-' if value is None else format(value, '.1f'):>5}"
 
 
-def write_scores(path: AnyPath, scores: Scores) -> None:
-    """Write JSON with the mean IoUs (%) by name, and with `per_class`, `difference` and `foreground`, see `Scores`."""
+def write_scores(path: AnyPath, scores: Scores, networks: dict[str, str] | None = None) -> None:
+    """Write JSON with the mean IoUs (%) by name, and with `per_class`, `difference` and `foreground`, see `Scores`.
+
+    `networks` has the folder of each scored network by the network's name.
+    """
     record = {
         **scores.mean,
         "per_class": scores.per_class,
         "difference": scores.difference,
         "foreground": scores.foreground,
-    }
+    } | ({"networks": networks} if networks else {})
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_scores(path: AnyPath) -> Scores:
-    """Read a file that `write_scores` wrote."""
+    """Read the scores in a file that `write_scores` wrote."""
     record = json.loads(path.read_text())
+    record.pop("networks", None)
     parts = {name: record.pop(name, {}) for name in ("per_class", "difference", "foreground")}
     return Scores(mean=record, **parts)
+
+
+def read_networks(path: AnyPath) -> dict[str, str]:
+    """The networks in a file that `write_scores` wrote; empty if it names none."""
+    return json.loads(path.read_text()).get("networks", {})

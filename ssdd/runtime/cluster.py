@@ -1,22 +1,23 @@
 """Connects to a Ray cluster or starts a local Ray, and asks it for its nodes and resources."""
 
+import contextlib
 import errno
 import logging
 import os
 import socket
 import time
-from dataclasses import replace
+import uuid
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
-from ssdd.config import Config
+from ssdd.config import Config, ConfigError
 from ssdd.runtime import environment
 from ssdd.runtime.errors import disk_is_full
-from ssdd.runtime.plan import Node, Plan, ResourceError, make_plan
+from ssdd.runtime.plan import Node, Plan, ResourceError, make_plan, without_lost_nodes
 from ssdd.runtime.ray_internals import Breather, gcs_status
 from ssdd.storage.paths import AnyPath, RemotePath
 
@@ -38,23 +39,50 @@ def off_gpus() -> dict[str, Any]:
     }
 
 
-def remaining(plan: Plan) -> Plan:
-    """The plan, with fewer training workers if the cluster has lost nodes and has no room for all of them.
+def remaining(plan: Plan, pool: int | None = None) -> Plan:
+    """`plan.without_lost_nodes` for the nodes that are alive. Raises ResourceError."""
+    return without_lost_nodes(plan, nodes(), pool)
 
-    Raises:
-        ResourceError: the cluster has no room for even one worker.
-    """
-    alive = nodes()
-    if plan.use_gpu:
-        room = sum(int(node.gpus / plan.gpu + 1e-6) for node in alive)
-    else:
-        room = int(sum(node.cpus for node in alive) / plan.unit + 1e-6) - plan.data_tasks
-    if room < 1:
-        raise ResourceError(
-            "the cluster has no room left for a training worker; add nodes and give the same command again, which "
-            "continues the training"
+
+def check_writes(folder: AnyPath, flag: str) -> None:
+    """Raise ConfigError if a file that is written into a folder is not there on all nodes of the cluster."""
+    if isinstance(folder, Path):
+        probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+        probe.touch()
+        try:
+            check_reads(probe, f"{flag} {folder}")
+        finally:
+            probe.unlink()
+
+
+def check_reads(path: AnyPath, what: str) -> None:
+    """Raise ConfigError, which begins with `what`, if a file or folder is not there on all nodes of the cluster."""
+    here = ray.get_runtime_context().get_node_id()
+    others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    others.pop(here, None)
+    if isinstance(path, RemotePath):
+        return
+    calls = {i: _sees.options(label_selector={"ray.io/node-id": i}).remote(str(path)) for i in others}
+    blind = []
+    for node_id, call in calls.items():
+        with contextlib.suppress(RayError):  # a node that is lost now cannot tell; later stages notice it
+            if not ray.get(call, timeout=120):
+                blind.append(others[node_id])
+    if blind:
+        raise ConfigError(
+            f"{what}: is not the same on the node{'s' * (len(blind) > 1)} {', '.join(blind)}; use a disk that all "
+            "nodes share, or an object store"
         )
-    return replace(plan, workers=min(plan.workers, room))
+
+
+@ray.remote(num_cpus=0)
+def _sees(path: str) -> bool:
+    """Whether a file exists on this node; a network disk may show it after some seconds."""
+    for _ in range(20):
+        if os.path.exists(path):
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def connect(config: Config, trains: bool = True) -> Plan:
@@ -89,7 +117,13 @@ def connect(config: Config, trains: bool = True) -> Plan:
     resources = ray.cluster_resources()
     _wait_until_free(resources.get("CPU", 0))
     cpus, gpus, count = resources.get("CPU", 0), resources.get("GPU", 0), max(1, len(nodes()))
-    plan = make_plan(cpus, gpus, count, config.workers, config.gpus)
+    if gpus >= 1 and config.gpus is not False and (reason := _unusable_gpu()):
+        if config.gpus:
+            raise ResourceError(f"--gpus True, but torch cannot use the cluster's GPUs ({reason}); leave --gpus out")
+        logging.getLogger(__name__).warning(f"torch cannot use the cluster's GPUs ({reason}); the job uses CPUs")
+        gpus = 0
+    cores = os.cpu_count() if on_loopback() else None
+    plan = make_plan(cpus, gpus, count, config.workers, config.gpus, cores)
     if not trains:
         return plan
     trainings = (config.seeds.classifier, config.seeds.affinity, config.static.train, config.dynamic.train)
@@ -99,7 +133,25 @@ def connect(config: Config, trains: bool = True) -> Plan:
             f"--workers {config.workers}, but the smallest training batch has {smallest} images; ask for at most "
             f"{smallest} workers"
         )
-    return plan if plan.workers <= smallest else make_plan(cpus, gpus, count, smallest, config.gpus)
+    return plan if plan.workers <= smallest else make_plan(cpus, gpus, count, smallest, config.gpus, cores)
+
+
+def _unusable_gpu() -> str:
+    """Why torch cannot use a GPU that Ray counts, for example on a Mac or with an old driver; empty if it can."""
+    with contextlib.suppress(RayError):
+        return ray.get(_cuda_error.remote(), timeout=120)
+    return ""
+
+
+@ray.remote(num_cpus=0, num_gpus=1)
+def _cuda_error() -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device="cuda").sum().item()
+    except Exception as error:  # torch raises errors of several types
+        return str(error).partition("\n")[0] or repr(error)
+    return ""
 
 
 def _start_local(num_cpus: int | None, options: dict[str, Any]) -> None:
@@ -147,13 +199,15 @@ def remedy(error: Exception, address: str) -> str:
     text = str(error)
     if "Version mismatch" in text:
         return (
-            "install the cluster's versions of Ray and Python here (pip install 'ray==VERSION'), or unset RAY_ADDRESS"
+            "install the cluster's versions of Ray and Python here (pip install 'ray==VERSION'), or set "
+            "RAY_ADDRESS=local for a local Ray"
         )
     asks_for_token = address != "local" and _gcs_status(address) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
     if isinstance(error, AuthenticationError) or asks_for_token:
         return (
             "the cluster asks for its token: set RAY_AUTH_MODE=token, and set RAY_AUTH_TOKEN to the content of "
-            "~/.ray/auth_token on the head node (or RAY_AUTH_TOKEN_PATH to a copy of that file)"
+            "~/.ray/auth_token on the head node (or RAY_AUTH_TOKEN_PATH to a copy of that file); for a local Ray, set "
+            "RAY_ADDRESS=local"
         )
     if "AF_UNIX path" in text:
         return "set RAY_TMPDIR to a short path such as /tmp: the paths of Ray's sockets can have at most 107 bytes"
@@ -162,7 +216,7 @@ def remedy(error: Exception, address: str) -> str:
             return "set HOME to a folder that you can write to: Ray keeps its token in the subfolder .ray"
         return "set RAY_TMPDIR to a folder with a short path that you can write to: /tmp/ray belongs to another user"
     if address != "local":
-        return "check that the cluster runs (`ray status` on its head node), or unset RAY_ADDRESS for a local Ray"
+        return "check that the cluster runs (`ray status` on its head node), or set RAY_ADDRESS=local for a local Ray"
     return (
         "read the logs in /tmp/ray/session_latest/logs (or below RAY_TMPDIR), or set RAY_ADDRESS to a running cluster"
     )

@@ -1,8 +1,12 @@
-"""The original errors of Ray's tasks, without the error in which Ray wraps them."""
+"""The original errors of Ray's tasks, without the error in which Ray wraps them; the error of a full GPU."""
 
 from ray.exceptions import RayTaskError
 
 from ssdd.storage.artifacts import DISK_FULL
+
+
+class GPUMemoryError(RuntimeError):
+    """A step or a batch does not fit into a GPU's memory; the message names the option that makes it smaller."""
 
 
 def original_error(error: Exception) -> Exception:

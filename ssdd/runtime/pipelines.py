@@ -3,6 +3,7 @@
 Only the tasks that need torch import it, so that CRF actors start quickly.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from ray.data.block import BlockMetadata
 
 from ssdd.runtime import cluster
 from ssdd.runtime.crashes import new_work, noted
+from ssdd.runtime.errors import GPUMemoryError
 from ssdd.runtime.plan import Plan
 from ssdd.storage import tables
 from ssdd.storage.tables import Row, Table
@@ -47,8 +49,8 @@ class Source:
 
     items: list[Any]
     """Each read task reads one item."""
-    read: Callable[[Any], list[pa.Table]]
-    """Returns the rows of an item."""
+    read: Callable[[Any], Iterable[pa.Table]]
+    """Gives the rows of an item; an iterator that reads them one by one needs less memory."""
     ids: Callable[[Any], Sequence[str]]
     """Returns the image ids of an item."""
     rows: int
@@ -96,7 +98,7 @@ def run(
     Raises:
         CrashError: processes died again and again on the same images.
     """
-    work = new_work()
+    work, plan = new_work(), cluster.remaining(plan)
     off_gpus = cluster.off_gpus()
     stream = ray.data.read_datasource(
         Parts(list(enumerate(source.items)), partial(_read_noted, f"{work}-read", source.read, source.ids)),
@@ -147,13 +149,19 @@ def _ids(table: Table, part: int) -> list[str]:
 
 def _read_noted(
     work: str,
-    read: Callable[[Any], list[pa.Table]],
+    read: Callable[[Any], Iterable[pa.Table]],
     ids: Callable[[Any], Sequence[str]],
     numbered: tuple[int, Any],
-) -> list[pa.Table]:
+) -> Iterator[pa.Table]:
     number, item = numbered
-    with noted(work, str(number), lambda: ids(item)):
-        return read(item)
+    rows: Iterator[pa.Table] | None = None
+    for k in itertools.count():  # a note for each table, because the end of its block forgets earlier deaths
+        with noted(work, f"{number} {k}", lambda: ids(item)):
+            rows = iter(read(item)) if rows is None else rows
+            table = next(rows, None)
+        if table is None:
+            return
+        yield table  # outside of the block: Ray pauses here while the next stage is busy
 
 
 class _NetworkActor:
@@ -164,14 +172,36 @@ class _NetworkActor:
             torch.set_num_threads(threads)
         # An actor keeps its id when Ray restarts it.
         key = f"start {ray.get_runtime_context().get_actor_id()}"
-        with noted(work, key, lambda: ["loading the network, before the first image"]):
-            self.stage = make()
         self.work = work
+        self.failure: Exception | None = None
+        try:
+            with noted(work, key, lambda: ["loading the network, before the first image"]):
+                self.stage = make()
+        except torch.cuda.OutOfMemoryError as error:
+            self.failure = GPUMemoryError(f"the GPU has too little memory for the network: {_first_line(error)}")
+        except Exception as error:  # raised by the first call: Ray passes an error of a constructor on as a text only
+            self.failure = error
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        if self.failure is not None:
+            raise self.failure
+        import torch
+
         ids = rows["image_id"].to_pylist()
-        with noted(self.work, "\n".join(ids), lambda: ids):
-            return pa.Table.from_pylist(self.stage(rows.to_pylist()))
+        try:
+            with noted(self.work, "\n".join(ids), lambda: ids):
+                return pa.Table.from_pylist(self.stage(rows.to_pylist()))
+        except torch.cuda.OutOfMemoryError as error:
+            remedy = "lower --inference-batch (of predict: --batch)"
+            if len(ids) == 1:
+                remedy = "shrink the image, lower --evaluate.size, or give --gpus False"
+            raise GPUMemoryError(
+                f"the GPU has too little memory for {len(ids)} images at once: {remedy} ({_first_line(error)})"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 class _CRFActor:

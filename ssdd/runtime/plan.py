@@ -1,7 +1,6 @@
 """Plans a job's processes and their share of the CPUs, so that they fit into any cluster, even with one CPU."""
 
 import math
-import os
 from dataclasses import dataclass, replace
 
 from ssdd.runtime.environment import CPU_ENVIRONMENT, KEEP_MEMORY
@@ -27,6 +26,8 @@ class Plan:
     use_gpu: bool
     threads: int
     """torch threads of one training worker or network actor without a GPU."""
+    lanes: int = 1
+    """How many such plans share the cluster, see `lanes`."""
     gpu: float = 1
     """GPUs of one training worker or network actor, if `use_gpu` is true."""
 
@@ -46,13 +47,16 @@ class Plan:
         return {"env_vars": KEEP_MEMORY}
 
 
-def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu: bool | None) -> Plan:
+def make_plan(
+    cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu: bool | None, cores: int | None = None
+) -> Plan:
     """Divide a cluster's CPUs and GPUs among a job's processes.
 
     Args:
         cpus, gpus, nodes: the numbers of CPUs, GPUs and nodes of the cluster.
         workers: training workers; None for one per GPU or, without GPUs, two per node.
         use_gpu: whether to use GPUs; None to use them if there are any.
+        cores: the CPU cores of a node, if they are known: a local Ray may have been given more CPUs than there are.
 
     Raises:
         ResourceError: the cluster is too small; the message says what it has and what to change.
@@ -79,7 +83,7 @@ def make_plan(cpus: float, gpus: float, nodes: int, workers: int | None, use_gpu
     data_tasks = max(1, whole // 4)
     crf_actors = max(whole - workers - data_tasks, min(whole, 4))
     unit = 1 / math.ceil((workers + data_tasks + crf_actors) / whole)
-    threads = max(1, min(os.cpu_count() or 1, cpus_of_node) // -(-workers // nodes))
+    threads = max(1, min(cores or cpus_of_node, cpus_of_node) // -(-workers // nodes))
     return Plan(
         unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks, use_gpu=use_gpu, threads=threads
     )
@@ -107,7 +111,8 @@ def lanes(plan: Plan, cpus: float, wanted: int, gpu: float = 1) -> tuple[Plan, i
     workers = plan.workers // count
     crf_actors, data_tasks = max(1, plan.crf_actors // count), max(1, plan.data_tasks // count)
     unit = 1 / math.ceil((workers + crf_actors + data_tasks) * count / int(cpus))
-    return replace(plan, unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks), count
+    share = replace(plan, unit=unit, workers=workers, crf_actors=crf_actors, data_tasks=data_tasks, lanes=count)
+    return share, count
 
 
 def workers_for(images: int, available: int) -> int:
@@ -124,7 +129,39 @@ class Node:
     gpus: float
 
 
-def cpu_nodes_first(nodes: list[Node], count: int, unit: float) -> list[str]:
+def without_lost_nodes(plan: Plan, nodes: list[Node], pool: int | None = None) -> Plan:
+    """The plan, with fewer processes if the nodes, some of which may be lost, have no room for all of them.
+
+    Args:
+        plan: a plan of the whole cluster or of a share, see `lanes`.
+        nodes: the nodes that are left.
+        pool: the number of CRF actors that already run; None if the plan may have fewer of them, too.
+
+    Raises:
+        ResourceError: there is no room for even one worker.
+    """
+    room = sum(int(node.cpus / plan.unit + 1e-6) for node in nodes) // plan.lanes
+    gpus = plan.workers
+    if plan.use_gpu:  # each worker needs a GPU and CPUs of the same node
+        places = (min(int(n.gpus / plan.gpu + 1e-6), int(n.cpus / plan.unit + 1e-6)) for n in nodes)
+        total = sum(places)
+        gpus = max(min(1, total), total // plan.lanes)  # with too few for all lanes, some wait for others
+    actors = plan.crf_actors if pool is None else pool
+    if room >= plan.workers + plan.data_tasks + actors and gpus >= plan.workers:
+        return plan
+    data_tasks = min(plan.data_tasks, max(1, room // 4))
+    if pool is None:
+        actors = min(actors, max(1, (room - data_tasks) // 2))
+    workers = min(plan.workers, gpus, room - data_tasks - actors)
+    if workers < 1:
+        raise ResourceError(
+            "the cluster has too little room left for the job's processes, perhaps because a node was lost; give the "
+            "same command again, which plans with the nodes that are there and continues where this job ended"
+        )
+    return replace(plan, workers=workers, data_tasks=data_tasks, crf_actors=actors)
+
+
+def cpu_nodes_first(nodes: list[Node], count: int, unit: float, workers: int | None = None) -> list[str]:
     """Choose nodes for processes that need no GPU: nodes without GPUs first, as GPU training leaves their CPUs free.
 
     Nodes of the same kind get one process each in turn.
@@ -133,16 +170,22 @@ def cpu_nodes_first(nodes: list[Node], count: int, unit: float) -> list[str]:
         nodes: the nodes of the cluster.
         count: the number of processes.
         unit: the CPUs of each process.
+        workers: the number of training workers on GPUs; None for one for each GPU.
 
     Returns:
-        One node id for each process for which the nodes have room.
+        One node id for each process for which the nodes have room, and at least one.
     """
     chosen: list[str] = []
+
+    def room_on(node: Node) -> int:
+        # On a node with GPUs, leave `unit` CPUs for each training worker that may come there.
+        reserved = node.gpus if workers is None else min(node.gpus, workers)
+        return int(node.cpus / unit - reserved + 1e-6)
+
     for with_gpus in (False, True):
-        # On a node with GPUs, leave `unit` CPUs for the training worker of each GPU.
-        room = {n.node_id: int(n.cpus / unit - n.gpus + 1e-6) for n in nodes if (n.gpus > 0) == with_gpus}
+        room = {node.node_id: room_on(node) for node in nodes if (node.gpus > 0) == with_gpus}
         while max(room.values(), default=0) > 0 and len(chosen) < count:
             for node_id in [i for i, left in room.items() if left > 0]:
                 chosen.append(node_id)
                 room[node_id] -= 1
-    return chosen[:count]
+    return (chosen or [node.node_id for node in nodes])[:count]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Session(AbstractContextManager):
     """A job that is connected to Ray and MLflow. A stage is a function of a session and builds artifacts with it."""
 
     def __init__(self, config: Config, job: str):
-        self.config, self.job = config, job
+        self.config, self.job = located(config), job
         self.command = tuple(sys.argv)
         self.used: dict[str, Used] = {}  # artifacts by folder name; shared with the children
         self.pictures: list[AnyPath] = []  # pictures that this job drew; shared with the children
@@ -59,14 +59,16 @@ class Session(AbstractContextManager):
                 f"--workspace {self.workspace}: cannot write into this folder ({error.strerror}); name another one"
             ) from error
         self.store = Store(self.workspace)
+        self.store.remove_unfinished()
         self.plan = cluster.connect(config)
+        cluster.check_writes(self.workspace, "--workspace")
         self.console.line(f"workspace {self.workspace}")
         plan = self.plan
         self.console.line(
             f"cluster: {plan.workers} {'GPU' if plan.use_gpu else 'CPU'} worker(s), {plan.crf_actors} CRF actor(s), "
             f"{plan.data_tasks} data task(s), {plan.unit:g} CPU each"
         )
-        self.tracker = Tracker(config, job, self.workspace)
+        self.tracker = Tracker(self.config, job, self.workspace)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.tracker.close(failed=error is not None)
@@ -150,6 +152,40 @@ class Session(AbstractContextManager):
 
         artifact = self.build(name, recipe, make)
         return open_table(artifact.path), artifact
+
+
+def located(config: Config) -> Config:
+    """The same configuration with absolute paths of all inputs: other processes have other working directories.
+
+    Raises:
+        ConfigError: a path is relative, and this is a submitted job.
+    """
+    backbone, seeds = config.network.backbone, config.seeds
+    weights = backbone.weights
+    if weights not in ("auto", "random"):
+        weights = str(_input(Path(weights), "--network.backbone.weights"))
+    return replace(
+        config,
+        data=_input(config.data, "--data"),
+        knowledge=_input(config.knowledge, "--knowledge"),
+        advice=_input(config.advice, "--advice"),
+        network=replace(config.network, backbone=replace(backbone, weights=weights)),
+        seeds=replace(
+            seeds,
+            classifier_weights=_input(seeds.classifier_weights, "--seeds.classifier-weights"),
+            affinity_weights=_input(seeds.affinity_weights, "--seeds.affinity-weights"),
+        ),
+        static=replace(config.static, weights=_inputs(config.static.weights, "--static.weights")),
+        dynamic=replace(config.dynamic, weights=_inputs(config.dynamic.weights, "--dynamic.weights")),
+    )
+
+
+def _input(path: Any, flag: str) -> Any:
+    return None if path is None else resolve(path, default="", flag=flag)
+
+
+def _inputs(paths: tuple[Path, ...], flag: str) -> tuple[Path, ...]:
+    return tuple(_input(path, flag) for path in paths)
 
 
 def resolve(path: AnyPath | None, default: str, flag: str) -> AnyPath:

@@ -6,11 +6,9 @@ the job goes on: the calls that failed are kept in the workspace, in order, and 
 
 import contextlib
 import copy
-import json
 import logging
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -20,11 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from filelock import FileLock, Timeout
-
 from ssdd.config import Config, ConfigError
 from ssdd.fields import flatten, to_dict
 from ssdd.runtime import environment
+from ssdd.runtime.outbox import Outbox
 from ssdd.storage.paths import AnyPath, disk_beside, on_disk
 
 UNSENT = "unsent"
@@ -44,12 +41,16 @@ class Tracker:
 
     Raises:
         ConfigError: MLFLOW_TRACKING_URI is unset, and the workspace cannot hold a SQLite file.
-        TrackingError: the store does not answer, or the experiment was deleted.
+        TrackingError: the store does not answer or refuses a new run, or the experiment was deleted.
     """
 
     run_id: str
-    outbox: "_Outbox"
+    outbox: Outbox
     lock: threading.Lock  # another thread sends metrics
+    refused: set[str]
+    """The calls that MLflow has refused; each gives one warning."""
+    silent: bool
+    """Whether MLflow has refused this run of a part of the job, so that nothing of the part is sent."""
     tried: float
 
     def __init__(self, config: Config, job: str, workspace: AnyPath):
@@ -89,7 +90,7 @@ class Tracker:
         self.tags = {**registry.resolve_tags(), "job": job}
         for folder in sorted(path for path in self.unsent.glob("*") if path.is_dir()):
             earlier = copy.copy(self)
-            earlier.outbox = _Outbox(folder)
+            earlier.outbox = Outbox(folder)
             if earlier.outbox.take():
                 if earlier.outbox.store() == _without_password(self.uri) and earlier.deliver():
                     _log.warning(f"sent to MLflow the calls that an earlier job kept in {folder}")
@@ -124,10 +125,14 @@ class Tracker:
         return other
 
     def resume(self, run_id: str) -> bool:
-        """Continue an earlier run and delete this one; False if the earlier run no longer exists."""
+        """Continue an earlier run and delete this one; False if the earlier run never began, or was deleted."""
         from mlflow.exceptions import MlflowException
 
+        if not run_id:
+            return False
         try:
+            if self.client.get_run(run_id).info.lifecycle_stage != "active":
+                return False
             self.client.update_run(run_id, "RUNNING")
         except MlflowException as error:
             if error.error_code in _GONE:
@@ -147,14 +152,16 @@ class Tracker:
         data = config.data.name if config.data else "embedded"
         tags = {**self.tags, "preset": config.preset, "data": data}
         self.run_id = ""
+        self.refused, self.silent = set(), False
         self.tried = 0.0
         self.lock = threading.Lock()
-        self.outbox = _Outbox(self.unsent / uuid.uuid4().hex[:12])
+        self.outbox = Outbox(self.unsent / uuid.uuid4().hex[:12])
         self._do("start", name, tags, int(time.time() * 1000))
         self._do("config", to_dict(config))
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        self._do("metrics", values, step, int(time.time() * 1000))
+        """Log metrics; characters that MLflow does not allow in a name become `_`."""
+        self._do("metrics", _allowed(values), step, int(time.time() * 1000))
 
     def last(self, name: str) -> float | None:
         """The last value of a metric of this run; None if there is none, or if some calls are not yet sent."""
@@ -185,11 +192,11 @@ class Tracker:
 
         Args:
             folder: a model folder that MLflow saved.
-            network: identifies the network within the experiment.
+            network: identifies the network and its settings within the experiment.
             scores: metrics of the model.
             register: if given, also make the model the newest version of the registered model with this name.
         """
-        self._do("model", str(folder), network, scores, register, int(time.time() * 1000))
+        self._do("model", str(folder), network, _allowed(scores), register, int(time.time() * 1000))
 
     def close(self, failed: bool) -> None:
         self.tried = -RETRY_AFTER
@@ -203,16 +210,24 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         with self.lock:
+            if self.silent:
+                return
             if not self.outbox.has_calls():
                 try:
                     self.send(call, *args)
                     return
                 except (MlflowException, OSError) as error:
-                    if getattr(error, "error_code", None) in _REFUSALS:
-                        raise
                     reason = _reason(error)
-                    if _is_refusal(error):
-                        _log.warning(f"MLflow refuses the call {call!r} ({reason}); it is dropped")
+                    if getattr(error, "error_code", None) in _REFUSALS or _is_refusal(error):
+                        if call == "start" and "mlflow.parentRunId" not in args[1]:
+                            raise TrackingError(
+                                f"MLflow's store {_without_password(self.uri)} refuses a new run ({reason}); get the "
+                                "right to write there, or name another store in MLFLOW_TRACKING_URI"
+                            ) from error
+                        self.silent = call == "start"
+                        if call not in self.refused:
+                            _log.warning(f"MLflow refuses the call {call!r} ({reason}); it is dropped")
+                        self.refused.add(call)
                         return
                     _log.warning(f"MLflow does not answer ({reason}); unsent calls are kept in {self.outbox.folder}")
                     self.tried = time.monotonic()
@@ -318,6 +333,11 @@ class Tracker:
             raise
 
 
+def _allowed(values: dict[str, float]) -> dict[str, float]:
+    """Metrics under names that MLflow allows."""
+    return {re.sub(r"[^\w./: -]", "_", name): value for name, value in values.items()}
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether a server or a proxy rejects a call by its HTTP status, for example because the data are too large."""
     status = getattr(getattr(error, "response", None), "status_code", 0)
@@ -370,72 +390,3 @@ def _remedy(error: Exception, uri: str) -> str | None:
 
 def _without_password(text: str) -> str:
     return re.sub(r"//[^/@ ]*@", "//", text)
-
-
-class _Outbox:
-    """A folder with one run's unsent calls: a text file with a line for each call, and copies of the files to upload.
-
-    The first line has the calls' destination: store, experiment and run. The run's id is empty if it has not begun.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._lines = folder / "calls.jsonl"
-        self._owner: FileLock | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_owner": None}
-
-    def has_calls(self) -> bool:
-        return self._lines.exists()
-
-    def take(self) -> bool:
-        """Lock the outbox for this process; False if another process has locked it."""
-        # The lock file is beside the folder, because the folder is deleted. Any thread may release the lock.
-        self._owner = FileLock(self.folder.with_suffix(".lock"), timeout=0, thread_local=False)
-        try:
-            self._owner.acquire()
-        except Timeout:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Unlock the outbox for other processes."""
-        if self._owner is not None:
-            self._owner.release()
-            self._owner = None
-            if not self.has_calls():
-                self.folder.with_suffix(".lock").unlink(missing_ok=True)
-
-    def keep(self, call: str, args: tuple[Any, ...], where: list[str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.has_calls():
-            self.take()
-            self._write([where])
-        if call == "file":  # copied, because the original may be deleted before it is sent
-            args = (shutil.copy(args[0], self.folder),)
-        elif call == "model":
-            args = (shutil.copytree(args[0], str(self.folder / f"model-{uuid.uuid4().hex[:8]}")), *args[1:])
-        with self._lines.open("a") as lines:
-            lines.write(json.dumps([call, args]) + "\n")
-
-    def store(self) -> str | None:
-        """The store that gets the calls; None if there are no calls."""
-        return self.read()[0][0] if self.has_calls() else None
-
-    def read(self) -> tuple[list[str], list[tuple[str, list[Any]]]]:
-        """The destination (store, experiment, run), and the calls. An incomplete last line is left out."""
-        where, *lines = self._lines.read_text().splitlines(keepends=True)
-        return json.loads(where), [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
-
-    def rewrite(self, where: list[str], calls: list[tuple[str, list[Any]]]) -> None:
-        self._write([where, *calls])
-
-    def clear(self) -> None:
-        self._lines.unlink()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _write(self, lines: list[Any]) -> None:
-        aside = self._lines.with_suffix(".new")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(aside, self._lines)

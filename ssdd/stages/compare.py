@@ -80,7 +80,7 @@ def run(session: Session) -> Comparison:
     plan, count = lanes(session.plan, ray.cluster_resources()["CPU"], len(repeats))
     session.console.line(f"{len(repeats)} random seeds, {count} at a time")
 
-    def one(seed: int) -> Scores:
+    def one(seed: int) -> tuple[Scores, dict[str, Artifact]]:
         with session.child(replace(config, seed=seed), f"seed {seed}", plan) as repetition:
             return _one(repetition, seed_masks, gentle, test)
 
@@ -88,17 +88,21 @@ def run(session: Session) -> Comparison:
         session.stop_parts()
         session.console.line("stopping: the running stages still finish, and their artifacts are kept")
 
-    result = Comparison(config.split, repeats, _side_by_side(one, repeats, count, stop))
+    each = _side_by_side(one, repeats, count, stop)
+    result = Comparison(config.split, repeats, [scores for scores, _ in each])
     write_text(session.workspace / RESULT, json.dumps(summary(result), indent=1) + "\n")
     session.tracker.metrics(average(result.scores).flat())
     session.tracker.metrics({f"gain.{name}": statistics.fmean(gain.values) for name, gain in gains(result).items()})
     report.write_page(session, tables(result), "compare")
-    if "dynamic" in config.compare.rows:
-        log_model.run(session, result.scores[0])  # of the first seed, whose networks `_one` has remembered
+    scores, models = each[0]
+    if "dynamic" in models:
+        first = session.with_config(replace(config, seed=repeats[0]))
+        log_model.run(first, models["dynamic"], seed_masks.images.classes, scores)
     return result
 
 
-def _one(session: Session, seed_masks: Seeds, gentle: Seeds, test: Images) -> Scores:
+def _one(session: Session, seed_masks: Seeds, gentle: Seeds, test: Images) -> tuple[Scores, dict[str, Artifact]]:
+    """The scores and the networks of one random seed; the first seed's networks are remembered for other jobs."""
     refined = static.run(session, seed_masks)
     scores = evaluate.score_refined(session, refined)
     train: dict[str, Callable[[], Artifact]] = {
@@ -111,11 +115,11 @@ def _one(session: Session, seed_masks: Seeds, gentle: Seeds, test: Images) -> Sc
     config = session.config
     models: dict[str, Artifact] = {name: train[name]() for name in ROWS if name in config.compare.rows}
     if config.seed == config.compare.random_seeds[0] and "dynamic" in models:
-        checkpoints.remember(session.workspace, images.located(config), seed_masks.images.classes, models)
+        checkpoints.remember(session.workspace, config, seed_masks.images.classes, models)
     scores |= training_images.run(session, refined, models)
     folders: dict[str, AnyPath] = {name: model.path for name, model in models.items()}
     classes = seed_masks.images.classes
-    return scores | evaluate.score_models(session, test, folders, config.network, classes, config.split)
+    return scores | evaluate.score_models(session, test, folders, config.network, classes, config.split), models
 
 
 def _gentle(session: Session, seed_masks: Seeds) -> Seeds:

@@ -61,11 +61,11 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
     crf = config.step.crf_of(session.plan.threads, session.plan.use_gpu)
     if crf == "exact":
         recipe["crf"] = "exact"
-    needed = 0
+    plan, needed = cluster.remaining(session.plan), 0
     if crf == "actors" and not session.has("dynamic", recipe):
-        needed = min(session.plan.crf_actors, config.dynamic.train.batch_size)
-    unit = session.plan.unit
-    pool = CRFPool(cpu_nodes_first(cluster.nodes(), needed, unit), unit, session.plan.crf_environment)
+        needed = min(plan.crf_actors, config.dynamic.train.batch_size)
+    nodes = cpu_nodes_first(cluster.nodes(), needed, plan.unit, plan.workers)
+    pool = CRFPool(nodes, plan.unit, plan.crf_environment)
     params = config.dynamic.crf
     backends: dict[str, BatchCRF] = {
         "actors": ActorCRF(params, pool),
@@ -81,7 +81,7 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
             crf=backends[crf],
         )
         tables = [seed_masks.images.table, refined.table]
-        return trainer.run(session, "dynamic", recipe, task, tables, validate)  # type: ignore[arg-type]
+        return trainer.run(session, "dynamic", recipe, task, tables, validate, len(pool.actors))  # type: ignore[arg-type]
     finally:
         pool.close()
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ssdd.config import ConfigError, NetworkConfig
 from ssdd.data import codec
+from ssdd.data.class_names import IGNORE
 from ssdd.metrics import ConfusionMatrix
 from ssdd.nets.inference import PredictStage
 from ssdd.reports import figures
@@ -66,6 +67,8 @@ def score(
         if row["truth"] is None:
             continue
         truth = codec.read_mask(row["truth"])
+        if (truth == IGNORE).all():
+            continue
         masks = {column: codec.read_mask(row[column]) for column in columns}
         per_image[row["image_id"]] = {}
         for column, mask in masks.items():

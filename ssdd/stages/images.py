@@ -1,19 +1,19 @@
 """Stage 0: check an image list and store it as a table of encoded images, image-level labels and true masks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
-from ssdd.config import Config, ConfigError
+from ssdd.config import ConfigError
 from ssdd.data import codec, records, synthetic, voc
 from ssdd.data.class_names import IGNORE
 from ssdd.data.problems import listing
 from ssdd.data.records import ReadOptions, Record
 from ssdd.data.voc import VOCFolder
 from ssdd.runtime import progress
-from ssdd.runtime.session import Session, resolve
+from ssdd.runtime.session import Session
 from ssdd.storage.artifacts import Artifact
 from ssdd.storage.paths import AnyPath, disk_beside, relative, threaded
 from ssdd.storage.tables import Row, Table, cut, open_table, write_table
@@ -45,23 +45,12 @@ def open_data(session: Session) -> VOCFolder:
 
     This folder lies in the workspace or, for a workspace in an object store, in ~/.cache/ssdd.
     """
-    path = data_path(session.config)
-    if path is not None:
-        return voc.open_folder(path)
+    if session.config.data is not None:
+        return voc.open_folder(session.config.data)
     try:
         return voc.open_folder(synthetic.generate(disk_beside(session.workspace) / "embedded"))
     except FileExistsError as error:
         raise ConfigError(f"{error}; delete that folder, and it is drawn again") from error
-
-
-def data_path(config: Config) -> AnyPath | None:
-    """The absolute path of the configuration's data folder; None for the embedded data set."""
-    return None if config.data is None else resolve(config.data, default="data", flag="--data")
-
-
-def located(config: Config) -> Config:
-    """The same configuration with an absolute path to its data."""
-    return replace(config, data=data_path(config))
 
 
 def run(session: Session, split: str, need_labels: bool = True) -> Images:

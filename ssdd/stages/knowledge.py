@@ -9,7 +9,7 @@ import pyarrow as pa
 from ssdd.data import class_maps, codec, records, voc
 from ssdd.data.class_maps import ClassMaps
 from ssdd.data.records import OtherMask, ReadOptions
-from ssdd.runtime.session import Session, resolve
+from ssdd.runtime.session import Session
 from ssdd.stages import crf_rows, images, seeds
 from ssdd.stages.images import Images
 from ssdd.stages.seeds import Seeds
@@ -26,14 +26,7 @@ def run(session: Session) -> Seeds:
     if knowledge is None or advice is None:
         return seeds.run(session)
     train = images.run(session, session.config.train_split)
-    return from_folders(
-        session,
-        train,
-        {
-            "knowledge": resolve(knowledge, default="knowledge", flag="--knowledge"),
-            "advice": resolve(advice, default="advice", flag="--advice"),
-        },
-    )
+    return from_folders(session, train, {"knowledge": knowledge, "advice": advice})
 
 
 def from_folders(session: Session, train: Images, folders: dict[str, AnyPath]) -> Seeds:

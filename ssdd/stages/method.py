@@ -4,7 +4,7 @@ from ssdd.config import ConfigError
 from ssdd.fields import from_dict
 from ssdd.nets import checkpoints
 from ssdd.nets.checkpoints import Trained
-from ssdd.reports.scores import Scores, read_scores
+from ssdd.reports.scores import Scores
 from ssdd.runtime.session import Session, resolve
 from ssdd.stages import (
     dynamic,
@@ -34,9 +34,9 @@ def run(session: Session) -> Scores:
     if test is not None:
         folders = {name: model.path for name, model in trained.items()}
         scores |= evaluate.score_models(session, test, folders, session.config.network, classes, split)
-    checkpoints.remember(session.workspace, images.located(session.config), classes, trained)
-    report.write(session, scores)
-    log_model.run(session, scores)
+    checkpoints.remember(session.workspace, session.config, classes, trained)
+    report.write(session, scores, networks={name: model.path for name, model in trained.items()})
+    log_model.run(session, models.dynamic, classes, scores)
     return scores
 
 
@@ -61,9 +61,9 @@ def _rounds(session: Session, seed_masks: Seeds) -> tuple[Models, Scores]:
 def rescore(session: Session, submission: AnyPath | None = None, train: bool = False) -> Scores:
     """Score the workspace's models on the configured data and split.
 
-    On the training's own data and split, the scores replace the earlier ones in `metrics.json`. Otherwise they are
-    written to `metrics-FOLDER-SPLIT.json`, the report to `report-FOLDER-SPLIT.html`, and the picture to
-    `figures/predictions-FOLDER-SPLIT.png`.
+    On the training's own data and split, the scores go into `metrics.json`, which keeps earlier scores of the same
+    networks. Otherwise they are written to `metrics-FOLDER-SPLIT.json`, the report to `report-FOLDER-SPLIT.html`, and
+    the picture to `figures/predictions-FOLDER-SPLIT.png`.
 
     Args:
         session: cluster, workspace, tracking.
@@ -92,14 +92,13 @@ def rescore(session: Session, submission: AnyPath | None = None, train: bool = F
     else:
         trained = find_trained(session.workspace)
         training = from_dict(trained.config)
-        same_list = (images.data_path(config), split) == (training.data, training.split)
+        same_list = (config.data, split) == (training.data, training.split)
         network, classes = training.network, trained.classes
         models = {name: session.workspace / folder for name, folder in trained.models.items()}
     name = split if same_list else f"{images.open_data(session).root.name}-{split}"
     scores = evaluate.score_models(session, test, models, network, classes, name, submission)
     if same_list:
-        path = report.metrics_path(session)
-        report.write(session, (read_scores(path) if path.exists() else Scores({}, {})) | scores)
+        report.write(session, report.earlier_scores(session, models) | scores, networks=models)
     else:
         report.write(session, scores, name)
     return scores

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from ssdd.config import Config, ConfigError, PredictConfig
 from ssdd.data import photographs
 from ssdd.data.class_names import normal_form
 from ssdd.data.labels import Labels
+from ssdd.data.photographs import RECORD, TABLE
 from ssdd.data.problems import Problem, collecting, listing
-from ssdd.fields import to_dict
 from ssdd.nets.networks import SegmentationNet
 from ssdd.runtime import cluster, pipelines
 from ssdd.runtime.pipelines import Source
@@ -35,8 +36,6 @@ from ssdd.storage.artifacts import whole, write_text
 from ssdd.storage.paths import AnyPath, disk_beside, is_folder, make_writable, names_in, to_path
 from ssdd.storage.tables import DamagedTableError, Row
 
-RECORD = "prediction.json"
-TABLE = "predictions.parquet"
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -119,6 +118,8 @@ def run(config: PredictConfig) -> Summary:
         console, table = Console(), _Table(config.output / TABLE)
         if listed.others:
             console.line(f"{listed.others} files in {listed.root} are left out: their suffix is not a photograph's")
+        if listed.outputs:
+            console.line(f"{listed.outputs} folders in {listed.root} are left out: they have earlier predictions")
         finished, taken = table.finished()
         names = pa.array(listed.names)
         unfinished = pc.filter(names, pc.invert(pc.is_in(names, finished))).to_pylist()
@@ -157,6 +158,11 @@ def _predict(
     plan = cluster.connect(
         replace(training, num_cpus=config.num_cpus, workers=config.workers, gpus=config.gpus), trains=False
     )
+    cluster.check_writes(config.output, "--output")
+    cluster.check_reads(config.model, f"--model {config.model}")
+    if isinstance(root, Path):
+        there = (root / photograph.name for photograph in wanted[:100] if os.path.exists(root / photograph.name))
+        cluster.check_reads(next(there, root), f"--input {config.input}")
     aside = config.output / ASIDE
     paths.remove(aside)  # unfinished files of a run that was killed
     if isinstance(aside, Path):
@@ -243,9 +249,10 @@ class _Table:
         names, outputs = [], []
         for part in self.parts:
             try:
-                with (self.folder / part).open("rb") as stream:
-                    table = pq.read_table(stream, schema=SCHEMA)
-            except pa.ArrowInvalid as error:
+                table = pq.read_table(pa.BufferReader((self.folder / part).read_bytes()), schema=SCHEMA)
+            except (pa.ArrowInvalid, OSError) as error:
+                if getattr(error, "errno", None) is not None:
+                    raise  # an error of the disk, not of the file
                 where = self.folder / part
                 raise DamagedTableError(f"{where}: {error}; delete it to predict its photographs again") from error
             usable = table.filter(pc.equal(table["error"], ""))
@@ -303,20 +310,19 @@ def _absent(names: list[str], path: AnyPath | None, classes: tuple[str, ...]) ->
 
 def _record(config: PredictConfig, model: Model, root: str) -> dict[str, Any]:
     """The contents of `prediction.json`: the model, the input and the options that determine a folder's masks."""
-    evaluate = to_dict(model.config.evaluate)
+    settings = segmenter.test_time(model.config)
+    del settings["max_pixels"]  # it decides which photographs are used, but not their masks
     labels = None if config.labels is None else hashlib.sha256(config.labels.read_bytes()).hexdigest()
     return {
         "model": model.identity,
         "input": root,
         "classes": list(model.classes),
-        **{name: evaluate[name] for name in ("size", "scales", "mirror", "min_probability", "sharpen", "full_size")},
-        "apply_exif": model.config.apply_exif,
-        "crf": to_dict(model.config.crf) if config.crf else None,
+        **settings,
+        "crf": settings["crf"] if config.crf else None,
         "overlay": config.overlay,
         "probabilities": config.probabilities,
         "labels": labels,
         "below": config.below,
-        "max_pixels": config.max_pixels,
     }
 
 

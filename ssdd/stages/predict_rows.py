@@ -3,6 +3,7 @@
 import errno
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from ssdd.storage.tables import Row
 MASKS, OVERLAYS, PROBABILITIES, ASIDE = "masks", "overlays", "probabilities", ".unfinished"
 _LARGEST_JPEG = 65_500
 """Overlays with a longer side than this, in pixels, are written as PNG, because JPEG files cannot be much larger."""
+MOST_BYTES = 2**30
+"""The largest size of a photograph's file; Arrow cannot store values of 2 GiB."""
 READ_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -43,25 +46,28 @@ class Photograph:
     """The foreground classes that the photograph does not have."""
 
 
-def read(root: AnyPath, item: list[Photograph]) -> list[pa.Table]:
-    """Read some photographs' files as rows; the column `error` has the reason if a file cannot be read.
+def read(root: AnyPath, item: list[Photograph]) -> Iterator[pa.Table]:
+    """Read some photographs' files as rows, one at a time; the column `error` has the reason if a file cannot be read.
 
-    Raises RemoteError if `item` has several files and an object store gives none: the store has failed, not the files.
+    Raises OSError or RemoteError if no file of several can be read: the disk or the object store has failed, not the
+    files. Files that are gone, or that may not be read, are rows.
     """
-    tables, refused = [], 0
+    refused = 0
     for photograph in item:
-        data, error = b"", ""
+        data, error, path = b"", "", root / photograph.name
         try:
-            data = (root / photograph.name).read_bytes()
-        except OSError as reason:
+            with path.open("rb") as stream:
+                data = stream.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                data, error = b"", f"the file has more than {MOST_BYTES >> 20} MB"
+        except (FileNotFoundError, PermissionError) as reason:
             error = reason.strerror or str(reason)
-        except RemoteError as reason:
-            error, refused = str(reason), refused + 1
+        except (OSError, RemoteError) as reason:
+            error, refused = getattr(reason, "strerror", None) or str(reason), refused + 1
             if refused == len(item) > 1:
                 raise
         row = {"image_id": photograph.name, "output": photograph.output, "image": data, "error": error}
-        tables.append(pa.Table.from_pylist([row | {"absent": list(photograph.absent)}], schema=READ_SCHEMA))
-    return tables
+        yield pa.Table.from_pylist([row | {"absent": list(photograph.absent)}], schema=READ_SCHEMA)
 
 
 @dataclass(frozen=True, kw_only=True)

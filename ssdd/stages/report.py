@@ -14,7 +14,7 @@ from ssdd.fields import flatten, to_dict
 from ssdd.presets import PRESETS, changes
 from ssdd.reports import page
 from ssdd.reports.page import Page, Stage, Table
-from ssdd.reports.scores import Scores, write_scores
+from ssdd.reports.scores import Scores, read_networks, read_scores, write_scores
 from ssdd.runtime.session import Session
 from ssdd.stages import images
 from ssdd.storage.artifacts import RECIPE, Artifact, read_about, write_text
@@ -30,9 +30,24 @@ def metrics_path(session: Session, name: str = "") -> AnyPath:
     return session.workspace / f"metrics{name and f'-{name}'}.json"
 
 
-def write(session: Session, scores: Scores, name: str = "") -> Scores:
-    """Write `metrics.json` and `report.html`, or with a name `metrics-NAME.json` and `report-NAME.html`."""
-    write_scores(metrics_path(session, name), scores)
+def earlier_scores(session: Session, networks: dict[str, AnyPath]) -> Scores:
+    """The scores in `metrics.json`, if they belong to the networks with these names and folders; else no scores."""
+    path = metrics_path(session)
+    if path.is_file() and read_networks(path) in ({}, _relative(session, networks)):
+        return read_scores(path)
+    return Scores({}, {})
+
+
+def _relative(session: Session, folders: dict[str, AnyPath]) -> dict[str, str]:
+    return {name: relative(folder, session.workspace) for name, folder in folders.items()}
+
+
+def write(session: Session, scores: Scores, name: str = "", networks: dict[str, AnyPath] | None = None) -> Scores:
+    """Write `metrics.json` and `report.html`, or with a name `metrics-NAME.json` and `report-NAME.html`.
+
+    `networks` has the folder of each scored network by the network's name, see `earlier_scores`.
+    """
+    write_scores(metrics_path(session, name), scores, _relative(session, networks or {}))
     write_page(session, page.score_tables(scores), name)
     return scores
 
@@ -49,14 +64,14 @@ def _page(session: Session, tables: list[Table]) -> Page:
     artifacts = session.store.lineage([used.artifact for used in session.used.values()])
     config, plan = session.config, session.plan
     defaults = flatten(to_dict(PRESETS[config.preset]()))
-    differing = {name: value for name, value in changes(images.located(config)).items() if name != "preset"}
+    differing = {name: value for name, value in changes(config).items() if name != "preset"}
     elapsed = page.duration(time.monotonic() - session.console.start)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     lists = [artifact for artifact in artifacts if artifact.name.startswith("images-")]
     facts = {
         "preset": config.preset,
-        "data": str(images.data_path(config) or "the embedded data set (drawn)"),
-        **{f"list {a.name.removeprefix('images-')}": f"{open_table(a.path).rows} images" for a in lists},
+        "data": str(config.data or "the embedded data set (drawn)"),
+        **{title: f"{open_table(a.path).rows} images" for title, a in _titles(lists).items()},
         "classes": ", ".join(dict.fromkeys(c for a in lists for c in _recipe(a)["classes"][1:])),
         "workspace": str(session.workspace),
         "cluster": f"{plan.workers} {'GPU' if plan.use_gpu else 'CPU'} training worker(s), {plan.unit:g} CPU each",
@@ -111,13 +126,20 @@ def _pictures(session: Session, artifacts: set[str]) -> dict[str, bytes]:
     same artifact.
     """
     folder = session.workspace / "figures"
-    earlier = [n for n in FilesIn(folder).names() if n.endswith(".png")] if session.config.evaluate.show_data else []
+    earlier = [name for name in FilesIn(folder).names() if name.endswith(".png") and not name.startswith(".")]
+    if not session.config.evaluate.show_data:
+        earlier = []
     drawn = [path.name for path in session.pictures]
     out, seen = {}, set()
     for name in dict.fromkeys([*drawn, *earlier]):
-        data = (folder / name).read_bytes()
-        with Image.open(io.BytesIO(data)) as picture:
-            source = picture.info.get("Source", "")
+        try:
+            data = (folder / name).read_bytes()
+            with Image.open(io.BytesIO(data)) as picture:
+                source = picture.info.get("Source", "")
+        except OSError:  # another job has just replaced it, or it is not a picture
+            if name in drawn:
+                raise
+            continue
         kind = name.removesuffix(".png").partition("-")[0], source
         if name in drawn or (source in artifacts and kind not in seen):
             out[name] = data
@@ -125,15 +147,23 @@ def _pictures(session: Session, artifacts: set[str]) -> dict[str, bytes]:
     return out
 
 
+def _titles(lists: list[Artifact]) -> dict[str, Artifact]:
+    """Image lists by a title for the report. Lists of two data folders that have the same name differ by their keys."""
+    names = [artifact.name for artifact in lists]
+    return {
+        f"list {a.name.removeprefix('images-')}" + (f" ({a.path.name})" if names.count(a.name) > 1 else ""): a
+        for a in lists
+    }
+
+
 def _notices(session: Session, lists: list[Artifact]) -> dict[str, str]:
     """The left-out images and the warnings of each image list, as texts by title."""
     out = {}
-    for artifact in lists:
-        name = artifact.name.removeprefix("images-")
+    for list_title, artifact in _titles(lists).items():
         for file, title in ((images.SKIPPED, "left out"), (images.WARNINGS, "warnings")):
             path = artifact.path / file
             if path.is_file():
                 lines = path.read_text().splitlines()
                 rest = f"... and {len(lines) - _SHOWN} more lines in {relative(path, session.workspace)}"
-                out[f"list {name}: {title}"] = "\n".join([*lines[:_SHOWN], *([rest] if len(lines) > _SHOWN else [])])
+                out[f"{list_title}: {title}"] = "\n".join([*lines[:_SHOWN], *([rest] if len(lines) > _SHOWN else [])])
     return out

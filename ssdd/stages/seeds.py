@@ -61,6 +61,8 @@ def run(session: Session, previous: Seeds | None = None) -> Seeds:
     classes = len(train.classes)
     classifier, affinity_net = weight_import.psa(session, train.classes)
     classifier = classifier or run_classifier(session, train)
+    if affinity_net is None:
+        weight_import.backbone(session)  # so that missing weights end the job before the CAMs
 
     recipe = {
         "images": train.artifact,

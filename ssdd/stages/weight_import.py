@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from ssdd.checks import weight_files
-from ssdd.config import NetworkConfig
+from ssdd.config import BackboneConfig, NetworkConfig
 from ssdd.data import class_names, voc
 from ssdd.nets import checkpoints, imagenet, published
 from ssdd.nets.backbones import build_backbone
 from ssdd.nets.checkpoints import MODEL
 from ssdd.nets.networks import AffinityNet, Classifier, DynamicNet, SegmentationNet, StaticNet
 from ssdd.nets.weight_files import WeightsError
-from ssdd.runtime.session import Session, resolve
+from ssdd.runtime.session import Session
 from ssdd.stages import images
 from ssdd.storage.artifacts import Artifact
 from ssdd.storage.paths import AnyPath
@@ -45,11 +45,19 @@ def convert(
     session: Session,
     name: str,
     files: tuple[Path, ...],
-    network: NetworkConfig,
+    network: NetworkConfig | BackboneConfig,
     classes: tuple[str, ...],
     net: Callable[[], nn.Module],
 ) -> Artifact:
     """Make an artifact like `trainer.run`'s from published weight files, without a training.
+
+    Args:
+        session: cluster, workspace.
+        name: the artifact's name.
+        files: absolute paths.
+        network: the part of the configuration on which the network depends.
+        classes: class names, background first.
+        net: makes the network that is filled.
 
     Raises:
         WeightsError: the files lack tensors of the network or do not fit it, or the data's classes are not VOC's.
@@ -59,12 +67,11 @@ def convert(
             f"{', '.join(map(str, files))}: the published weights are for VOC's 20 classes in VOC's order, but the "
             f"data has {', '.join(classes[1:])}; leave the weights of [{name}] out to train that network"
         )
-    paths = tuple(resolve(path, default="weights", flag=f"weights of [{name}]") for path in files)
-    recipe = {"files": voc.stats(paths), "network": network}
+    recipe = {"files": voc.stats(files), "network": network}
 
     def make(folder: AnyPath) -> None:
         filled = net()
-        for line in published.fill(filled, paths):
+        for line in published.fill(filled, files):
             session.console.line(f"[{name}] {line}")
         checkpoints.save(filled.state_dict(), folder / MODEL)
 
@@ -79,7 +86,7 @@ def psa(session: Session, classes: tuple[str, ...]) -> tuple[Artifact | None, Ar
         "affinity": (config.seeds.affinity_weights, partial(AffinityNet, config.network)),
     }
     classifier, affinity_net = (
-        convert(session, name, (path,), config.network, classes, make) if path else None
+        convert(session, name, (path,), config.network.backbone, classes, make) if path else None
         for name, (path, make) in makes.items()
     )
     return classifier, affinity_net

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ RECIPE = "recipe.json"
 ABOUT = "about.json"
 """Facts about how an artifact was built, which do not change its key: `seconds`, and the `history` of a training."""
 LOCKS = "locks"
+UNFINISHED = 7 * 24 * 3600
+"""Seconds after the last change of an unfinished folder until it counts as left by a killed job."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 7  # increase it when the same recipe gives another result than before
 
@@ -113,6 +116,20 @@ class Store:
                     raise
         finally:
             paths.remove(folder)
+
+    def remove_unfinished(self) -> None:
+        """On a disk, delete what killed jobs left of artifacts.
+
+        Nobody builds an artifact whose lock is free. Not every shared disk has working locks, so young folders stay.
+        """
+        if not isinstance(self.root, Path):
+            return
+        self._locks.mkdir(parents=True, exist_ok=True)
+        for folder in self.root.glob(".*-*.*"):
+            name = folder.name[1:].rpartition(".")[0]
+            with contextlib.suppress(OSError), FileLock(self._locks / f"{name}.lock", timeout=0):
+                if time.time() - folder.stat().st_mtime > UNFINISHED:
+                    paths.remove(folder)
 
 
 def is_whole(artifact: Artifact) -> bool:

@@ -360,13 +360,18 @@ def copy(source: AnyPath, target: AnyPath) -> None:
 def _appearing(path: AnyPath) -> Iterator[Any]:
     """A binary stream to a file that appears when the block ends without an error."""
     if isinstance(path, RemotePath):
+        failed = False
         try:
             with path.open("wb") as stream:
-                yield stream
-        except BaseException:  # the data that were written before the error have become an object
-            with contextlib.suppress(OSError, RemoteError):
-                path.unlink()
-            raise
+                try:
+                    yield stream
+                except BaseException:
+                    failed = True
+                    raise
+        finally:
+            if failed:  # the data that were written before the error may have become an object
+                with contextlib.suppress(OSError, RemoteError):
+                    path.unlink()
         return
     with replacing(path) as aside, aside.open("wb") as stream:
         yield stream

@@ -11,27 +11,26 @@ from typing import Any
 import ray
 import yaml
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from ssdd.config import Config, ConfigError
 from ssdd.fields import to_dict
 from ssdd.presets import changes
 from ssdd.reports.figures import Figure
 from ssdd.runtime import cluster
-from ssdd.runtime.errors import message_of
-from ssdd.runtime.plan import lanes
+from ssdd.runtime.errors import message_of, original_error
+from ssdd.runtime.plan import ResourceError, lanes
 from ssdd.runtime.progress import Mailbox
 from ssdd.runtime.session import Session
 from ssdd.stages import images
 from ssdd.stages.images import Images
 from ssdd.storage.artifacts import whole, write_text
-from ssdd.storage.paths import AnyPath, names_in, relative, remove
+from ssdd.storage.paths import AnyPath, relative, remove
 from ssdd.sweeps import space
 from ssdd.sweeps.space import Point, Range, Space
+from ssdd.sweeps.trials import TRIALS, KeepStopped, StopEarly, Trial, keep, kept_in, key_of, point_of
 
 STATE = "sweep.json"
 BEST = "best.yaml"
-TRIALS = "trials"
 EPOCHS = "dynamic.train.epochs"
 
 
@@ -62,18 +61,6 @@ class Kind:
     """Draws the result."""
     stops: bool = False
     """Whether a trial also reports its metric after every epoch, so that poor trials can be stopped."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A point of the search space and its result."""
-
-    point: Point
-    metrics: dict[str, float]
-    """Empty if the trial failed."""
-    state: str = "finished"
-    """finished, stopped (for a poor metric), or failed."""
-    error: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,13 +163,15 @@ def run(session: Session, kind: Kind) -> Outcome:
     """
     config = session.config
     chosen = space_of(kind, config)
+    if config.sweep.resume:
+        _check_resumable(session, kind.name)
     kind.prepare(session)
     folder = open_folder(session, kind.name)
     wanted = points(config, chosen)
-    kept = _kept(folder)
+    kept = kept_in(folder)
     if kept:
         session.console.line(f"{len(kept)} trials have ended already")
-    rest = None if wanted is None else [p for p in wanted if _key(p) not in kept]
+    rest = None if wanted is None else [p for p in wanted if key_of(p) not in kept]
     count = len(rest) if rest is not None else max(0, config.sweep.trials - len(kept))
     failed: list[Trial] = []
     if count:
@@ -196,27 +185,40 @@ def run(session: Session, kind: Kind) -> Outcome:
         with mailbox.listen(session.console.line):
             grid = _tuner(_Shared(part, kind, folder), rest, chosen, count, side_by_side, list(kept.values())).fit()
         session.tracker.end_children()
-        results, kept = [grid[k] for k in range(len(grid))], _kept(folder)
+        results, kept = [grid[k] for k in range(len(grid))], kept_in(folder)
+        for result in results:
+            if result.error and isinstance(original_error(result.error), ResourceError):
+                raise SweepError(f"{message_of(result.error)} (with --sweep.resume)")
         failed = [_failed(result, session) for result in results if result.error]
-        if len(results) < count or any(_key(_point(r.config or {})) not in kept for r in results if not r.error):
+        if len(results) < count or any(key_of(point_of(r.config or {})) not in kept for r in results if not r.error):
             raise SweepError("the sweep was interrupted; to continue it, add --sweep.resume to the same command")
     return finish(session, kind.name, folder, [*kept.values(), *failed], kind.figure)
 
 
-def open_folder(session: Session, name: str) -> AnyPath:
-    """The folder of a sweep with this configuration: a new one, or with `sweep.resume` the existing one."""
+def _identify(session: Session, name: str) -> tuple[AnyPath, dict[str, Any], str]:
+    """The folder of a sweep with this configuration, whether it exists or not; the sweep's recipe and its key."""
     config = session.config
     sweep = replace(config.sweep, resume=False, parallel=None, gpu=1)
     recipe = to_dict(replace(config, workspace=None, num_cpus=None, workers=None, gpus=None, sweep=sweep))
     key = hashlib.sha256(json.dumps([name, recipe], sort_keys=True).encode()).hexdigest()[:12]
-    folder = session.workspace / "sweeps" / f"{name}-{key}"
+    return session.workspace / "sweeps" / f"{name}-{key}", recipe, key
+
+
+def _check_resumable(session: Session, name: str) -> None:
+    """Raise ConfigError if the workspace has no sweep with this configuration."""
+    if not (_identify(session, name)[0] / STATE).exists():
+        raise ConfigError(
+            f"--sweep.resume: {session.workspace} has no such sweep; leave the field out to start one, or give "
+            "the same fields as in the interrupted command"
+        )
+
+
+def open_folder(session: Session, name: str) -> AnyPath:
+    """The folder of a sweep with this configuration: a new one, or with `sweep.resume` the existing one."""
+    folder, recipe, key = _identify(session, name)
     state = folder / STATE
-    if config.sweep.resume:
-        if not state.exists():
-            raise ConfigError(
-                f"--sweep.resume: {session.workspace} has no such sweep; leave the field out to start one, or give "
-                "the same fields as in the interrupted command"
-            )
+    if session.config.sweep.resume:
+        _check_resumable(session, name)
         if not session.tracker.resume(json.loads(state.read_text())["run_id"]):
             session.console.line("the sweep's MLflow run is gone; a new run takes its place")
     elif folder.exists():
@@ -255,7 +257,7 @@ def finish(
         name=name, metric=metric, trials=tuple(trials), best=space.checked(session.config, best.point), folder=folder
     )
     head = f"# Best of {len(trials)} trials of {name}: {metric} {best.metrics[metric]:.2f}\n"
-    write_text(folder / BEST, head + yaml.safe_dump(changes(images.located(outcome.best)), sort_keys=False))
+    write_text(folder / BEST, head + yaml.safe_dump(changes(outcome.best), sort_keys=False))
     write_text(folder / "trials.json", json.dumps([asdict(trial) for trial in trials], indent=1))
     figure = draw(outcome)
     with whole(folder / f"{name}.png") as aside:
@@ -299,7 +301,7 @@ def lines(outcome: Outcome, shown: int = 20) -> list[str]:
     ]
     if len(trials) > shown:
         out.append(f"... and {len(trials) - shown} more in {outcome.folder / 'trials.json'}")
-    best = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in trials[0].point.items())
+    best = " ".join(space.flag(name, value) for name, value in trials[0].point.items())
     return [*out, f"best by {outcome.metric}: {best}", f"use it with --config {outcome.folder / BEST}"]
 
 
@@ -311,14 +313,14 @@ def _tuner(
     options: dict[str, Any] = dict(max_concurrent_trials=side_by_side)
     if rest is None:
         options |= dict(num_samples=count, search_alg=_searcher(config, chosen, kept))
-    earlier = config.dynamic.train.epochs - 1
-    if shared.kind.stops and earlier:
-        # A trial is not stopped after its last epoch: its training is over, and only the final scores are missing.
-        options["scheduler"] = ASHAScheduler(
+    epochs = config.dynamic.train.epochs
+    if shared.kind.stops and epochs > 1:
+        options["scheduler"] = StopEarly(
+            epochs,
             time_attr="epoch",
             metric=config.sweep.metric,
             mode="max",
-            max_t=earlier,
+            max_t=epochs - 1,
             reduction_factor=2,
             stop_last_trials=False,
         )
@@ -330,7 +332,7 @@ def _tuner(
         param_space={} if rest is None else {"point": tune.grid_search(rest)},
         tune_config=tune.TuneConfig(**options),
         run_config=tune.RunConfig(
-            name="tune", verbose=0, callbacks=[_KeepStopped(shared.folder, config)], **cluster.storage(shared.folder)
+            name="tune", verbose=0, callbacks=[KeepStopped(shared.folder, config)], **cluster.storage(shared.folder)
         ),
     )
 
@@ -339,53 +341,16 @@ def _trial(chosen: dict[str, Any], shared: _Shared) -> None:
     """Run one trial, in its own process."""
     cluster.quiet()
     assert shared.kind.trial is not None
-    point = _point(chosen)
+    point = point_of(chosen)
     session, base = shared.session, shared.session.config
     with session.child(space.checked(base, point), space.label(point), session.plan) as trial_session:
         metrics = shared.kind.trial(trial_session, base)
-    _keep(shared.folder, Trial(point, metrics))
+    keep(shared.folder, Trial(point, metrics))
     tune.report({**metrics, "epoch": base.dynamic.train.epochs})
 
 
-def _point(chosen: dict[str, Any]) -> Point:
-    """The point in what Ray Tune chose: a whole point (grid, random) or a value for each field (optuna)."""
-    return chosen.get("point", chosen)
-
-
-def _key(point: Point) -> str:
-    return hashlib.sha256(json.dumps(point, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _file(folder: AnyPath, point: Point) -> AnyPath:
-    return folder / TRIALS / f"{_key(point)}.json"
-
-
-def _keep(folder: AnyPath, trial: Trial) -> None:
-    """Store a trial, which `sweep.resume` then does not run again."""
-    write_text(_file(folder, trial.point), json.dumps(asdict(trial)))
-
-
-def _kept(folder: AnyPath) -> dict[str, Trial]:
-    names = [name for name in names_in(folder / TRIALS) if name.endswith(".json") and not name.startswith(".")]
-    files = [folder / TRIALS / name for name in names]
-    return {file.stem: Trial(**json.loads(file.read_text())) for file in files}
-
-
-class _KeepStopped(tune.Callback):
-    """Stores a trial that was stopped for its poor metric. A finished trial is stored by `_trial`."""
-
-    def __init__(self, folder: AnyPath, config: Config):
-        self.folder, self.metric, self.epochs = folder, config.sweep.metric or "", config.dynamic.train.epochs
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        point, last = _point(trial.config), trial.last_result or {}
-        if not _file(self.folder, point).exists() and last.get("epoch", self.epochs) < self.epochs:
-            why = f"after epoch {last['epoch']}"
-            _keep(self.folder, Trial(point, {self.metric: last[self.metric]}, "stopped", why))
-
-
 def _failed(result: Any, session: Session) -> Trial:
-    point = _point(result.config or {})
+    point = point_of(result.config or {})
     reason = message_of(result.error).splitlines()[-1]
     session.console.line(f"the trial {space.label(point)} failed: {reason}")
     return Trial(point, {}, "failed", reason)

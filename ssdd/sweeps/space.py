@@ -151,5 +151,14 @@ def short_names(fields: Iterable[str]) -> dict[str, str]:
     return {name: ".".join(w[-depth:]) for name, w in words.items()}
 
 
+def flag(name: str, value: Any) -> str:
+    """The command-line flag that sets a field to a value."""
+    if isinstance(value, bool):
+        group, dot, last = name.rpartition(".")
+        name, value = f"{group}{dot}{'' if value else 'no-'}{last}", None
+    dashed = f"--{name.replace('_', '-')}"
+    return dashed if value is None else f"{dashed} {value}"
+
+
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

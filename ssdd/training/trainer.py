@@ -24,7 +24,7 @@ from ssdd.nets.checkpoints import MODEL
 from ssdd.objectives.task import Task
 from ssdd.runtime import cluster, ray_internals
 from ssdd.runtime.crashes import CrashError
-from ssdd.runtime.errors import disk_is_full, message_of, original_error
+from ssdd.runtime.errors import GPUMemoryError, disk_is_full, message_of, original_error
 from ssdd.runtime.plan import Plan, workers_for
 from ssdd.runtime.progress import Event, Mailbox
 from ssdd.runtime.session import Session
@@ -34,7 +34,7 @@ from ssdd.storage.tables import DamagedTableError, Table
 from ssdd.training import entry, ingest, worker
 from ssdd.training.ingest import Order
 from ssdd.training.local_backend import LocalTorchConfig
-from ssdd.training.worker import META, STATE, DivergedError, GPUMemoryError, Loop, LostError, OrderError, Validate
+from ssdd.training.worker import META, STATE, DivergedError, Loop, LostError, OrderError, Validate
 
 PATIENCE = (5, 20, 80)
 """Seconds to wait after an object store has failed, before the first, second and third restart of a training."""
@@ -57,6 +57,7 @@ def run(
     task: Task,
     joined: list[Table],
     validate: Validate | None = None,
+    pool: int = 0,
 ) -> Artifact:
     """Train on the workers of the session's plan; return an artifact with `model.pt`, the network's state dict.
 
@@ -68,9 +69,10 @@ def run(
         task: the network, the losses and the samples.
         joined: tables with the same parts, which together have the columns that the task needs.
         validate: scores the network after each epoch (metric `NAME.iou`); a sweep's trial reports it to Ray Tune.
+        pool: the number of CRF actors that run beside the training.
     """
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
-    training = _Training(session=session, name=name, runs=runs, task=task, joined=joined, validate=validate)
+    training = _Training(session=session, name=name, runs=runs, task=task, joined=joined, validate=validate, pool=pool)
     artifact = session.build(name, recipe, training.fit)
     remove(runs)
     return artifact
@@ -87,6 +89,7 @@ class _Training:
     task: Task
     joined: list[Table]
     validate: Validate | None
+    pool: int
 
     def fit(self, folder: AnyPath) -> dict[str, Any]:
         """Train to the last epoch, with restarts after interruptions, and write the network into a folder.
@@ -96,7 +99,7 @@ class _Training:
             checkpoint from which this job continues.
         """
         name, line, epochs_wanted = self.name, self.session.console.line, self.task.train.epochs
-        restarts, epochs, done, plan = 0, 0, -1, self.session.plan
+        restarts, epochs, done = 0, 0, -1
         begun, earlier = time.monotonic(), None
         while True:
             try:
@@ -110,7 +113,7 @@ class _Training:
                     return {"seconds": earlier + time.monotonic() - begun, "history": history}
                 if state is not None:
                     line(f"[{name}] goes on after epoch {epochs} of {epochs_wanted}")
-                self._attempt(plan, epochs, state)
+                self._attempt(cluster.remaining(self.session.plan, self.pool), epochs, state)
                 if last_checkpoint(self.runs)[0] < epochs_wanted:
                     raise LostError(
                         f"[{name}] the last checkpoint is missing in {self.runs}; give the same command again to go on"
@@ -130,7 +133,6 @@ class _Training:
                 if isinstance(error, RemoteError):
                     time.sleep(PATIENCE[restarts])
                 restarts += 1
-                plan = cluster.remaining(self.session.plan)
                 line(f"[{name}] interrupted ({reason}); starts again")
 
     def _attempt(self, plan: Plan, first_epoch: int, resume: AnyPath | None) -> None:

@@ -23,6 +23,7 @@ from ssdd.objectives.step import Clock, Workers, gradients
 from ssdd.objectives.task import Task
 from ssdd.runtime import cluster
 from ssdd.runtime.crashes import CrashError
+from ssdd.runtime.errors import GPUMemoryError
 from ssdd.runtime.progress import Event, Mailbox
 from ssdd.storage.paths import AnyPath
 from ssdd.storage.tables import open_table
@@ -43,10 +44,6 @@ class DivergedError(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.what}: lower the learning rate, or look at the images of that step: {', '.join(self.images)}"
-
-
-class GPUMemoryError(RuntimeError):
-    """A step does not fit into the memory of a GPU; the message names the option that makes it smaller."""
 
 
 class LostError(RuntimeError):
@@ -134,7 +131,7 @@ def train(loop: Loop) -> None:
         except CrashError as error:  # from a CRF actor, which does not know the image ids
             raise CrashError(checks.names(batch["row"].tolist())) from error
         except torch.cuda.OutOfMemoryError as error:
-            raise GPUMemoryError(too_large(part, error)) from error
+            raise GPUMemoryError(too_large(size, part, ahead, task.runs_on_actors, error)) from error
         step += 1
         checks.add(step, losses, batch["row"])
         ended = step % loop.steps == 0
@@ -149,11 +146,21 @@ def train(loop: Loop) -> None:
             ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
-def too_large(part: int, error: Exception) -> str:
-    """The error message for a GPU whose memory is too small for `part` images at once."""
-    remedy = f"--step.micro-batch {part // 2}" if part > 1 else "a smaller augment.crop, or a GPU with more memory"
+def too_large(images: int, part: int, ahead: int, runs_on_actors: bool, error: Exception) -> str:
+    """The error message for a GPU whose memory is too small for a step.
+
+    Args:
+        images: the images of the worker's batch.
+        part, ahead: see `gradients`.
+        runs_on_actors: whether CRF actors compute masks during the step; then a smaller part has one more part ahead.
+        error: torch's error.
+    """
+    held, at_once = min(images, part * (ahead + 1)), 1 + runs_on_actors
+    smaller = max(1, held // 2 // at_once)
+    helps = smaller * at_once < held
+    remedy = f"--step.micro-batch {smaller}" if helps else "a smaller augment.crop, or a GPU with more memory"
     first_line = str(error).partition("\n")[0]
-    return f"the GPU has too little memory for {part} images at once: try {remedy} ({first_line})"
+    return f"the GPU has too little memory for {held} images at once: try {remedy} ({first_line})"
 
 
 def _checkpoint(
