@@ -8,6 +8,7 @@ import numpy as np
 
 from ssdd.config import Config, ConfigError
 from ssdd.data import drawn_scenes
+from ssdd.data.problems import first_line
 from ssdd.nets import exported
 from ssdd.nets.networks import SegmentationNet
 from ssdd.segmenter import Segmenter
@@ -68,7 +69,7 @@ def save(segmenter: Segmenter, path: AnyPath, all_scales: bool = False) -> Check
         except Exception as error:  # torch raises errors of many types
             raise ExportError(
                 f"{path}: torch cannot export the backbone {config.network.backbone.name} as {kind} "
-                f"({exported.first_line(error)}); "
+                f"({first_line(error)}); "
                 "choose a .safetensors file, which works for every network"
             ) from error
         written, described = exported.read(aside)

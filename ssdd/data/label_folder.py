@@ -19,6 +19,7 @@ from ssdd.data import codec
 from ssdd.data.class_names import is_background, is_ignore, normal_form, parse_classes, without_number
 from ssdd.data.files import FilesByName
 from ssdd.data.labels import names_in, read_xml
+from ssdd.data.photographs import is_hidden
 from ssdd.data.problems import DataError, Problem, collecting, fault, listing, read_text
 from ssdd.storage.artifacts import whole
 
@@ -117,7 +118,7 @@ def _from_folders(source: Path) -> Labels:
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+            if path.is_dir() or is_hidden(path.relative_to(folder).as_posix()):
                 continue
             if path.suffix.lower() in codec.PHOTOGRAPH_SUFFIXES:
                 names_of[path] = {folder.name}
@@ -174,19 +175,16 @@ def _from_xml(sources: list[Path], images: Path) -> Labels:
 
 def _from_csv(source: Path, images: Path) -> Labels:
     text = read_text(source)
-    try:
-        dialect: Any = csv.Sniffer().sniff(text[:4096], delimiters=",\t|")
-    except csv.Error:
-        dialect = csv.excel
-    reader = csv.reader(text.splitlines(), dialect)
+    lines = text.splitlines()
+    file, semicolon, _ = next((line for line in lines if line.strip()), "").partition(";")
+    by_semicolons = bool(semicolon) and not set(",\t|") & set(file)  # FILE;CLASS or FILE;CLASS;CLASS
+    reader = csv.reader(lines, delimiter=";") if by_semicolons else csv.reader(lines, _dialect(text))
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
-        start = next((line for line in text.splitlines() if line.strip()), "").partition(";")
-        if start[1] and not set(",\t|") & set(start[0]):  # FILE;CLASS or FILE;CLASS;CLASS
-            reader = csv.reader(text.splitlines(), delimiter=";")
-            rows = [(reader.line_num, [row[0].strip(), ";".join(row[1:])]) for row in reader if any(row)]
     except csv.Error as error:
         raise DataError(f"{source}, line {reader.line_num}: {error}; write `FILE,CLASS` on each line") from error
+    if by_semicolons:
+        rows = [(number, [row[0], ";".join(row[1:])]) for number, row in rows]
     if rows and not _is_photograph(images / rows[0][1][0]):  # a header
         rows = rows[1:]
     names_of: dict[Path, set[str]] = {}
@@ -195,6 +193,13 @@ def _from_csv(source: Path, images: Path) -> Labels:
             raise DataError(f"{source}, line {number}: has {len(row)} fields, not 2; write `FILE,CLASS` on each line")
         names_of.setdefault(images / row[0], set()).update(row[1].split(";"))
     return _present(source, sorted(set().union(*names_of.values())), names_of)
+
+
+def _dialect(text: str) -> Any:
+    try:
+        return csv.Sniffer().sniff(text[:4096], delimiters=",\t|")
+    except csv.Error:
+        return csv.excel
 
 
 def _is_photograph(path: Path) -> bool:

@@ -95,7 +95,7 @@ def _remote(path: RemotePath) -> tuple[RemotePath, list[str], bool]:
         return path.parent, [path.name], False
     files = (info.path for info in path.entries(recursive=True) if info.type == FileType.File)
     entries = (relative(RemotePath(path.scheme, file), path) for file in files)
-    return path, [name for name in entries if not _is_hidden(name)], True
+    return path, [name for name in entries if not is_hidden(name)], True
 
 
 def _below(root: Path) -> tuple[list[str], int]:
@@ -129,7 +129,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a relative path, with slashes, has a hidden part."""
     return any(part.startswith(".") for part in name.split("/"))
 
 

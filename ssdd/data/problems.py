@@ -82,6 +82,11 @@ def permitted(path: AnyPath) -> Iterator[None]:
         raise fault("no permission", f"{error.filename or path}: permission denied") from error
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; torch and ONNX append whole programs to their messages."""
+    return str(error).strip().split("\n")[0]
+
+
 def read_bytes(path: AnyPath, kind: str) -> bytes:
     """The bytes of a file. Raises DataError of `kind` if there is no such file, and OSError if the disk fails.
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from ssdd.config import Config, ConfigError
 from ssdd.data import codec
+from ssdd.data.problems import first_line
 from ssdd.fields import from_dict, to_dict
 from ssdd.nets import checkpoints
 from ssdd.nets.inference import PhotographNet
@@ -197,11 +198,6 @@ def _onnx_extra() -> Iterator[None]:
         yield
     except ImportError as error:
         raise ConfigError(f"ONNX needs {error.name}: run pip install 'ssdd[export]'") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message; torch and ONNX append whole programs to their messages."""
-    return str(error).strip().split("\n")[0]
 
 
 @contextmanager

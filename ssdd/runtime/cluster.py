@@ -15,6 +15,7 @@ import ray.data
 from ray.exceptions import AuthenticationError, RayError
 
 from ssdd.config import Config, ConfigError
+from ssdd.data.problems import first_line
 from ssdd.runtime import environment
 from ssdd.runtime.errors import disk_is_full
 from ssdd.runtime.plan import Node, Plan, ResourceError, make_plan, without_lost_nodes
@@ -150,7 +151,7 @@ def _cuda_error() -> str:
     try:
         torch.zeros(1, device="cuda").sum().item()
     except Exception as error:  # torch raises errors of several types
-        return str(error).partition("\n")[0] or repr(error)
+        return first_line(error) or repr(error)
     return ""
 
 

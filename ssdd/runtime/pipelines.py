@@ -15,6 +15,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from ssdd.data.problems import first_line
 from ssdd.runtime import cluster
 from ssdd.runtime.crashes import new_work, noted
 from ssdd.runtime.errors import GPUMemoryError
@@ -178,7 +179,7 @@ class _NetworkActor:
             with noted(work, key, lambda: ["loading the network, before the first image"]):
                 self.stage = make()
         except torch.cuda.OutOfMemoryError as error:
-            self.failure = GPUMemoryError(f"the GPU has too little memory for the network: {_first_line(error)}")
+            self.failure = GPUMemoryError(f"the GPU has too little memory for the network: {first_line(error)}")
         except Exception as error:  # raised by the first call: Ray passes an error of a constructor on as a text only
             self.failure = error
 
@@ -196,12 +197,8 @@ class _NetworkActor:
             if len(ids) == 1:
                 remedy = "shrink the image, lower --evaluate.size, or give --gpus False"
             raise GPUMemoryError(
-                f"the GPU has too little memory for {len(ids)} images at once: {remedy} ({_first_line(error)})"
+                f"the GPU has too little memory for {len(ids)} images at once: {remedy} ({first_line(error)})"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 class _CRFActor:

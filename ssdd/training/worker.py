@@ -16,6 +16,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor, nn
 
 from ssdd.config import StepConfig
+from ssdd.data.problems import first_line
 from ssdd.metrics import ConfusionMatrix
 from ssdd.nets import checkpoints
 from ssdd.objectives.optimizer import in_bf16, lr_factor, optimizer_for
@@ -159,8 +160,7 @@ def too_large(images: int, part: int, ahead: int, runs_on_actors: bool, error: E
     smaller = max(1, held // 2 // at_once)
     helps = smaller * at_once < held
     remedy = f"--step.micro-batch {smaller}" if helps else "a smaller augment.crop, or a GPU with more memory"
-    first_line = str(error).partition("\n")[0]
-    return f"the GPU has too little memory for {held} images at once: try {remedy} ({first_line})"
+    return f"the GPU has too little memory for {held} images at once: try {remedy} ({first_line(error)})"
 
 
 def _checkpoint(
