@@ -10,21 +10,22 @@ demo: .venv/installed ## the whole method on the embedded data set
 test: lint test-pure ## everything
 	$(BIN)/python -m pytest -m "(ray or programs) and not minutes"
 
-test-pure: .venv/installed ## what needs neither a Ray cluster nor another program
+test-pure: .venv/installed ## what needs neither a Ray cluster nor a slow program
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 -m "not ray and not programs and not minutes"
 
 test-faults: .venv/installed ## lost nodes, a bucket, a full object store, a long run with kills: half an hour
 	$(BIN)/python -m pytest -m minutes -s
 
 test-oldest: .venv-oldest/installed ## the jobs with the oldest Ray, torch, torchvision, timm and MLflow that are declared
-	.venv-oldest/bin/python -m pytest tests/test_jobs.py tests/test_workers.py tests/test_faults.py tests/test_sweeps.py
+	.venv-oldest/bin/python -m pytest tests/test_jobs.py tests/test_faults.py tests/test_sweeps.py
+	.venv-oldest/bin/python -m pytest tests/test_workers.py -m minutes
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/installed ## every benchmark, a few minutes; bench/results.json
+bench: .venv/installed ## every benchmark, a quarter of an hour; bench/results.json
 	$(BIN)/python bench/run.py
 
 ui: .venv/installed ## MLflow's comparison UI on the default workspace

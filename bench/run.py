@@ -534,21 +534,24 @@ def main():
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--workspace", type=Path, default=Path("workspace"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("results.json"))
+    parser.add_argument("--output", type=Path, help="default: results.json here, unless --only is given")
     parser.add_argument("--num-cpus", type=int)
     args = parser.parse_args()
     os.environ.pop("RAY_ADDRESS", None)
     torch.set_num_threads(1)
     os.nice(15)  # the priority of Ray's workers: with a higher one, this process would get a whole core
     rows = []
+    if args.output is None and args.only == list(BENCHMARKS):
+        args.output = Path(__file__).with_name("results.json")
     with tempfile.TemporaryDirectory() as scratch:
         setting = Setting(args, Path(scratch))
         for name in args.only:
             print(name)
             made = BENCHMARKS[name](setting)
             rows += made if isinstance(made, list) else [made]
-            record = {"machine": machine(), "rows": [asdict(r) for r in rows]}
-            args.output.write_text(json.dumps(record, indent=1) + "\n")
+    record = {"machine": machine(), "rows": [asdict(r) for r in rows]}
+    if args.output:
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record["machine"]))
     missed = unexplained(rows, Path(__file__).parents[1] / "docs" / "benchmarks.md")
     print(f"{'':32} {'median':>8} {'low':>8} {'high':>8}   goal")

@@ -97,7 +97,8 @@ def main() -> None:
                 seconds, base, most = json.loads(done.stdout.splitlines()[-1])
                 rows.append({"images": count, "step": step, "seconds": seconds, "base_mib": base, "peak_mib": most})
                 print(f"{count:>9} {step:<18} {seconds:8.1f} s   {most - base:8.0f} MiB over {base:.0f}", flush=True)
-    RESULT.write_text(json.dumps(rows, indent=1) + "\n")
+    if args.images == parser.get_default("images"):
+        RESULT.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

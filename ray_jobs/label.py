@@ -50,9 +50,7 @@ def main():
     )
     for line in report.lines():
         print(line)
-    print(
-        f"data folder {chosen.output}; check it with: python ray_jobs/check.py --data {chosen.output} --sheet sheet.png"
-    )
+    print(f"data folder {chosen.output}; check it with: ssdd check --data {chosen.output} --sheet sheet.png")
 
 
 if __name__ == "__main__":

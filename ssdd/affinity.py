@@ -39,7 +39,8 @@ def neighbour_labels(label: Tensor, radius: int) -> Tensor:
 def transition_matrix(features: Tensor, radius: int, beta: float) -> Tensor:
     """The random walk's matrix T (N, hw, hw): affinities to the power beta, each row summing to one.
 
-    PSA normalises columns and multiplies from the right; T is the transpose of that.
+    PSA normalises columns and multiplies from the right; T is the transpose of that. Here every pixel has neighbours;
+    in PSA, pixels near three edges of the image are no sources.
     """
     batch, _, height, width = features.shape
     affinity = pair_affinity(features, radius) ** beta
@@ -51,7 +52,8 @@ def transition_matrix(features: Tensor, radius: int, beta: float) -> Tensor:
     values = affinity.flatten(2)[:, inside]
     matrix[:, source[inside], target[inside]] = values
     matrix[:, target[inside], source[inside]] = values
-    return matrix / matrix.sum(2, keepdim=True)
+    matrix /= matrix.sum(2, keepdim=True)
+    return matrix
 
 
 def random_walk(transition: Tensor, scores: Tensor, steps: int) -> Tensor:

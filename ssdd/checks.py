@@ -81,6 +81,10 @@ def validate(config: Config) -> None:
             name,
             f"{side} pixels at stride {stride} is too small for --network.head-dilation {config.network.head_dilation}",
         )
+    for side in [round(config.evaluate.size * scale) for scale in config.evaluate.scales] * config.evaluate.full_size:
+        # Otherwise the masks would be stretched by up to a stride.
+        remedy = f"with full-size masks, {side} pixels (size times scale) must be a multiple of the stride {stride}"
+        check(side % stride == 0, "evaluate.size", remedy)
     for name, scales in (("evaluate.scales", config.evaluate.scales), ("seeds.cam-scales", config.seeds.cam_scales)):
         check(bool(scales) and min(scales) > 0, name, "needs at least one scale, and every scale must be positive")
     for name, size in (("head-channels", config.network.head_channels), ("upsample", config.network.upsample)):

@@ -30,6 +30,11 @@ class BackboneConfig:
     """Layers with at most this stride keep their ImageNet weights (PSA: 2). 0: all layers are trained. Layers with
     random weights are always trained. The backbone's batch norms never are."""
 
+    @property
+    def architecture(self) -> "BackboneConfig":
+        """The same backbone without the path of a weight file, for an artifact's recipe, which names the weights."""
+        return self if self.weights in ("auto", "random") else replace(self, weights="file")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
@@ -56,9 +61,14 @@ class NetworkConfig:
     ddnet_channels: int = 256
     """Number of channels of DD-Net, the network that predicts where knowledge and advice differ."""
     ddnet_features: Literal["head", "backbone"] = "head"
-    """DD-Net's high-level input e^h. head: the hidden layer of the segmentation head, as in the published code;
-    backbone: the features that the head gets, as in sec. 3.1. A head that is trained on few images memorises its
+    """DD-Net's high-level input e^h. head: the hidden layer of the segmentation head, as in sec. 5.1 and the published
+    code; backbone: the features that the head gets, as in sec. 3.1. A head that is trained on few images memorises its
     training masks; its hidden layer then tells little about where they are wrong."""
+
+    @property
+    def architecture(self) -> "NetworkConfig":
+        """The same network without the path of a weight file, see `BackboneConfig.architecture`."""
+        return replace(self, backbone=self.backbone.architecture)
 
     @property
     def feature_stride(self) -> int:
@@ -230,8 +240,8 @@ class EvaluateConfig:
     """Compute the softmax and its sum at the resolution of the input, as in the published code, instead of the
     resolution of the network's masks."""
     train_images: int = 256
-    """The trained networks and the modules of the dynamic stage are also scored on this many training images, rounded
-    up to whole parts (see `part_size`), if they have true masks. 0: on none."""
+    """The trained networks and the modules of the dynamic stage are also scored on this many training images that have
+    true masks, rounded up to whole parts (see `part_size`). 0: on none."""
     panels: int = 12
     """Number of images in each picture of masks."""
     show_data: bool = True
@@ -351,6 +361,8 @@ class PredictConfig:
     """Pixels whose largest probability (before the CRF) is below this get the value 255, which means no label."""
     max_pixels: int | None = None
     """Photographs with more pixels are left out. Default: the limit of the model's training."""
+    apply_exif: bool | None = None
+    """Rotate photographs by their EXIF orientation; photographs from a phone need it. Default: as in the training."""
     batch: int = 8
     """Images per batch of the network."""
     num_cpus: int | None = None

@@ -95,7 +95,7 @@ class Segmenter:
         """The result of `make(image, probabilities)` for one image, or a list of results for several images."""
         single = isinstance(images, (str, AnyPath, Image.Image, np.ndarray))
         pictures = [images] if single else list(images)
-        wanted = [presence] if single else list(presence or [None] * len(pictures))
+        wanted = [presence] if single else [None] * len(pictures) if presence is None else list(presence)
         if len(wanted) != len(pictures):
             raise ValueError(
                 f"presence: {len(wanted)} lists of names for {len(pictures)} images; give one list per image"
@@ -162,23 +162,30 @@ def load(
         preset: for published weights, the preset whose network they fill.
 
     Raises:
-        ConfigError: no training has finished in the workspace, or it has no such network.
+        ConfigError: no training has finished in the workspace, or it has no such network; `network` is given for a
+            file; there is no such preset.
         weight_files.WeightsError: a file cannot be read, or the published weights do not fill the network.
     """
     several = not isinstance(source, (str, AnyPath))
     files = [to_path(one) for one in source] if several else [to_path(source)]  # type: ignore[union-attr, arg-type]
+    files = [file.expanduser() if isinstance(file, Path) else file for file in files]
+    of_files = several or files[0].suffix in (".pth", *exported.SUFFIXES.values())
+    if of_files and network is not None:
+        raise ConfigError(f"network {network}: only a workspace has several networks; leave it out for {files[0]}")
     if several or files[0].suffix == ".pth":
+        if preset not in PRESETS:
+            raise ConfigError(f"preset {preset}: there is none of this name; choose from {', '.join(PRESETS)}")
         config, classes = PRESETS[preset](), (BACKGROUND, *VOC_CLASSES)
         net = SegmentationNet(config.network, len(classes))
         published.fill(net, files)
         return Segmenter(checkpoints.ready(net), config, classes, _digest(files))
-    path = files[0].expanduser().absolute() if isinstance(files[0], Path) else files[0]
+    path = files[0].absolute() if isinstance(files[0], Path) else files[0]
     if path.suffix in exported.SUFFIXES.values():
         stored, described = exported.read(path)
         return Segmenter(stored, *described, _digest(files))
     if stat(path) != ABSENT:
         raise WeightsError(
-            f"{path}: not a file with a network; give a workspace, a file of ray_jobs/export.py "
+            f"{path}: not a file with a network; give a workspace, a file of `ssdd export` "
             f"({', '.join(exported.SUFFIXES.values())}), or SSDD's published weights (.pth)"
         )
     trained = checkpoints.recall(path)

@@ -120,6 +120,13 @@ def test_the_key_does_not_depend_on_the_workspace(tmp_path):
     assert one.key == other.key
 
 
+@pytest.mark.parametrize("name", ["images-train", "images-train.v2", "images-train aug", 'images-"é"'])
+def test_the_lineage_has_artifacts_of_any_name(store, name):
+    first = store.build(name, {}, content("x"))
+    second = store.build("seeds", {"images": first}, content("y"))
+    assert store.lineage([second]) == [first, second]
+
+
 def test_a_recipe_of_something_else_is_refused(store):
     with pytest.raises(TypeError, match="object"):
         store.identify("thing", {"a": object()})

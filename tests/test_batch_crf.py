@@ -133,7 +133,7 @@ def test_actors_get_the_present_classes_alone_and_the_caller_does_not_wait():
 
 
 def test_a_requests_masks_come_in_the_order_of_the_images(monkeypatch):
-    monkeypatch.setattr(crf_pool.ray, "get", lambda refs: refs)
+    monkeypatch.setattr(crf_pool.ray, "get", lambda refs, timeout: refs)
     masks = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
     found = Request([masks[:3].tobytes(), masks[3:].tobytes()], 2, 3).masks()
     np.testing.assert_array_equal(found, masks)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import kubernetes_validate
+import pathspec
 import pytest
 import yaml
 from small import ROOT, SMALL
@@ -75,6 +77,19 @@ def test_standard_kinds_are_valid(name):
     assert standard
     for document in standard:
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+def test_the_mlflow_server_has_a_fixed_version():
+    text = (FOLDER / "mlflow.yaml").read_text()
+    assert re.search(r"pip install mlflow==3\.\d+\.\d+ ", text), "a later one refuses the database"
+
+
+def test_a_submitted_job_uploads_the_code_only():
+    ignored = pathspec.PathSpec.from_lines("gitwildmatch", (ROOT / ".rayignore").read_text().splitlines())
+    sent = [".", "ssdd", "ssdd/stages/seeds.py", "ssdd/reports/page.html", "ray_jobs", "ray_jobs/dynamic.py"]
+    assert list(ignored.match_files(sent)) == []
+    others = ["mine", "mine/JPEGImages/a.jpg", "mine-ssdd/artifacts/x/model.pt", "workspace", "README.md", ".venv"]
+    assert set(ignored.match_files(others)) == set(others)
 
 
 def test_the_ray_cluster_is_valid():

@@ -1,10 +1,12 @@
 """Means and spreads of a comparison, and how they are shown; the trainings run in test_jobs.py."""
 
 import threading
+import time
 
 import pytest
 
 from ssdd.data.class_names import VOC_CLASSES
+from ssdd.reports.page import Number
 from ssdd.reports.scores import TABLE_1, Scores, per_class_lines
 from ssdd.runtime.session import StoppedError
 from ssdd.stages import compare
@@ -35,7 +37,17 @@ def test_the_summary_keeps_every_value_and_their_standard_deviation():
     record = compare.summary(Comparison("val", (3, 5), SEEDS))
     assert record["random_seeds"] == [3, 5]
     assert record["scores"]["val.baseline"] == {"mean": 41.0, "std": pytest.approx(2**0.5), "values": [40.0, 42.0]}
-    assert compare.summary(Comparison("val", (3,), SEEDS[:1]))["scores"]["val.dynamic"]["std"] == 0
+
+
+def test_a_single_seed_has_no_standard_deviation():
+    single = Comparison("val", (3,), SEEDS[:1])
+    assert compare.summary(single)["scores"]["val.dynamic"] == {"mean": 44.0, "std": None, "values": [44.0]}
+    lines = compare.lines(single)
+    assert lines[lines.index("mean IoU (%) on val") + 2] == "  SSDD                          44.0"
+    table, gain, *_ = compare.tables(single)
+    assert table.title == "Mean IoU (%)"
+    assert table.rows["val.dynamic"] == [Number(44.0), None, Number(44.0)]
+    assert gain.rows["val.dynamic over val.baseline"] == [Number(4.0, "+.1f"), None, Number(4.0, "+.1f")]
 
 
 def test_the_lines_show_mean_spread_and_each_seed():
@@ -87,8 +99,12 @@ def test_a_failure_stops_the_others_at_their_next_stage_and_starts_no_more():
         assert stop.wait(10)
         raise StoppedError("no further stage")
 
+    def stop_and_say():
+        stop.set()
+        time.sleep(0.2)  # a print gives the other threads time to take the next seed
+
     with pytest.raises(RuntimeError, match="seed 1"):
-        compare._side_by_side(one, (0, 1, 2, 3), 2, stop.set)
+        compare._side_by_side(one, (0, 1, 2, 3), 2, stop_and_say)
     assert begun[:2] == [0, 1]
     assert 3 not in begun
 

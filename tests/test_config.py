@@ -99,6 +99,7 @@ def test_presets_are_valid(preset):
             ["--static.train.augment.crop", "--static.size", "--network.head-dilation 56"],
         ),
         ({"evaluate__scales": (1.0, 0.1)}, ["--evaluate.size"]),
+        ({"evaluate__size": 500}, ["--evaluate.size: with full-size masks, 250 pixels (size times scale)"]),
         ({"evaluate__scales": ()}, ["--evaluate.scales"]),
         ({"seeds__cam_scales": ()}, ["--seeds.cam-scales"]),
         ({"seeds__cam_scales": (1.0, 0.0)}, ["--seeds.cam-scales"]),

@@ -93,6 +93,7 @@ def test_deaths_are_counted_for_the_table_that_is_read(tmp_path, monkeypatch, la
         attempt()
 
 
+@pytest.mark.usefixtures("own_folder")
 def test_work_that_ends_is_forgotten(tmp_path):
     die("work", "a")
     die("work", "a")

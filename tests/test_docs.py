@@ -4,10 +4,13 @@
 """
 
 import re
+import shlex
 
 import pytest
 from small import ROOT
 
+from ssdd import cli
+from ssdd.config import ConfigError, PredictConfig
 from ssdd.data.problems import REMEDIES
 from ssdd.jobs import ERRORS
 
@@ -38,6 +41,52 @@ def test_links_lead_to_files_and_headings(page):
 def test_every_page_is_reached_from_the_readme():
     text = (ROOT / "README.md").read_text()
     assert {f"docs/{path.name}" for path in ROOT.glob("docs/*.md")} <= set(LINK.findall(text))
+
+
+BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:python ray_jobs/(\w+)\.py|\bssdd (\w+)) (.*)")
+FLAGS = {  # of the scripts themselves
+    "check": dict(json={}, sheet={}),
+    "static": dict(output={}),
+    "evaluate": dict(submission={}, train=dict(action="store_true")),
+}
+
+
+def commands(page):
+    """The jobs and the arguments of the commands in a page's blocks of code."""
+    for block in BLOCK.findall(page.read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = COMMAND.search(line.partition(" #")[0].replace("'", " "))
+            if found and "..." not in line and "[" not in line:
+                yield found[1] or found[2], shlex.split(found[3])
+
+
+COMMANDS = [(page.name, job, args) for page in PAGES for job, args in commands(page)]
+
+
+def error_of(args):
+    try:
+        cli.parse(args)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("page", "job", "args"), COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
+def test_the_commands_of_the_pages_have_flags_that_exist(page, job, args):
+    if job in ("label", "export"):
+        return  # test_own_images runs them
+    if job == "predict":
+        cli.options(PredictConfig, args)
+        return
+    _, rest = cli.script_flags(args, **FLAGS.get(job, {}))
+    error = error_of(rest)
+    assert not error or "no such file" in error.lower(), "weights and configurations that are not here"
+
+
+def test_commands_were_found():
+    assert {"README.md", "sweeps.md", "workspace.md", "other-methods.md"} <= {page for page, _, _ in COMMANDS}
+    assert {"static", "dynamic", "check", "predict", "sweep_crf"} <= {job for _, job, _ in COMMANDS}
 
 
 ERROR_PAGE = ROOT / "docs" / "errors.md"

@@ -223,7 +223,7 @@ def test_files_that_hold_no_network_are_named(segmenter, tmp_path):
         ssdd.load(tmp_path / "absent.safetensors")
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"a": torch.zeros(1)}, other)
-    with pytest.raises(WeightsError, match=r"other\.safetensors: contains no description .* ray_jobs/export\.py"):
+    with pytest.raises(WeightsError, match=r"other\.safetensors: contains no description .* `ssdd export`"):
         ssdd.load(other)
     export.save(segmenter, tmp_path / "net.safetensors")
     data = (tmp_path / "net.safetensors").read_bytes()

@@ -157,10 +157,12 @@ def test_mlflow_serves_the_network_that_was_logged(places, tmp_path):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
         )
+        deadline = time.monotonic() + 120
         while True:
+            assert time.monotonic() < deadline, "the server does not answer"
             assert server.poll() is None, server.stdout.read().decode()
             try:
-                with urllib.request.urlopen(request) as answer:
+                with urllib.request.urlopen(request, timeout=60) as answer:
                     (row,) = json.load(answer)["predictions"]
                 break
             except urllib.error.HTTPError as error:
@@ -227,7 +229,12 @@ def test_evaluate_job_scores_another_folder(places, tmp_path):
 def test_a_loaded_network_gives_the_masks_that_are_scored(places):
     folder, workspace = places
     ids = voc.read_split(voc.open_folder(folder), "val")
-    predictions, *_ = [p for p in (workspace / "artifacts").glob("predictions-*") if open_table(p).rows == len(ids)]
+    models = {name: Path(folder).name for name, folder in checkpoints.recall(workspace).models.items()}
+    predictions, *_ = [
+        path
+        for path in (workspace / "artifacts").glob("predictions-*")
+        if open_table(path).rows == len(ids) and json.loads((path / "recipe.json").read_text())["models"] == models
+    ]
     rows = {row["image_id"]: row for row in open_table(predictions)}
     files = [folder / "JPEGImages" / f"{image_id}.jpg" for image_id in ids]
     for name in ("dynamic", "baseline"):
@@ -416,6 +423,12 @@ def test_broken_images_are_refused_or_with_a_flag_left_out_and_listed(places, tm
     assert "train_0001.jpg: image file is truncated" in text
     assert "train_0004.png: size 3x3" in text
     assert capsys.readouterr().out.count("[images-train] 2 images left out, 4 remain") == 2
+    with Session(cli.parse(args), "without problems") as session:
+        whole = images.run(session, "val")
+    with Session(cli.parse([*args, "--skip-broken"]), "the same images") as session:
+        assert images.run(session, "val").artifact == whole.artifact
+    with Session(cli.parse([*args, "--max-pixels", "1000000"]), "another limit") as session:
+        assert images.run(session, "val").artifact == whole.artifact
     for path in (folder / "JPEGImages").iterdir():
         path.write_bytes(b"")
     with Session(cli.parse([*args, "--skip-broken"]), "nothing") as session, pytest.raises(DataError):

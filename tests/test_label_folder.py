@@ -63,6 +63,17 @@ def test_class_folders(tmp_path):
         write(read(source), tmp_path / "data")
 
 
+def test_folders_of_splits_are_no_classes(tmp_path):
+    photograph(tmp_path / "photos" / "train" / "cat" / "1.jpg", 1)
+    photograph(tmp_path / "photos" / "val" / "cat" / "2.jpg", 2)
+    with pytest.raises(DataError, match=f"its folders train, val are parts .* for example {tmp_path}/photos/train"):
+        read(tmp_path / "photos")
+    assert read(tmp_path / "photos" / "train").classes == ["cat"]
+    photograph(tmp_path / "vehicles" / "train" / "1.jpg", 1)
+    photograph(tmp_path / "vehicles" / "bus" / "2.jpg", 2)
+    assert read(tmp_path / "vehicles").classes == ["bus", "train"]
+
+
 def test_coco(tmp_path):
     for k in (1, 2, 3):
         photograph(tmp_path / "images" / "sub" / f"{k}.jpg", k)

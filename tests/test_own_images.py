@@ -75,9 +75,10 @@ def test_the_commands_of_the_page_in_their_order(places, tmp_path, monkeypatch):
 
 def test_every_option_that_the_page_names_is_one():
     """Beside those of the commands, which run."""
-    from ssdd.config import PredictConfig
+    from ssdd.config import Config, PredictConfig
 
-    fields = PredictConfig.__dataclass_fields__
-    for flag in ("crf", "labels", "below"):
-        assert flag in fields
-        assert f"--{flag}" in PAGE.replace("--no-", "--")
+    fields = {**Config.__dataclass_fields__, **PredictConfig.__dataclass_fields__}
+    text = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    flags = re.findall(r"`(?:ssdd [^`]*)?--(?:no-)?([a-z-]+)", text)
+    assert {"below", "labels", "register"} <= set(flags)
+    assert {flag.replace("-", "_") for flag in flags} <= set(fields)

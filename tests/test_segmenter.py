@@ -69,8 +69,9 @@ def test_only_the_present_classes_and_background_compete(segmenter, crf):
         segmenter.predict(images[0], presence=["bird"])
     with pytest.raises(ValueError, match="presence: 'dog': give a list of names"):
         segmenter.predict(images[0], presence="dog")
-    with pytest.raises(ValueError, match="presence: 1 lists of names for 3 images"):
-        segmenter.predict(images, presence=[["dog"]])
+    for names in ([["dog"]], []):
+        with pytest.raises(ValueError, match=f"presence: {len(names)} lists of names for 3 images"):
+            segmenter.predict(images, presence=names)
 
 
 def test_photographs_are_turned_as_in_the_training(segmenter, tmp_path):
@@ -97,3 +98,8 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "seg.pth")
     with pytest.raises(WeightsError, match=r"seg\.pth: is none of the published files"):
         ssdd.load(tmp_path / "seg.pth", preset="paper")
+    with pytest.raises(ConfigError, match="preset papr: there is none of this name; choose from mini, photographs"):
+        ssdd.load(tmp_path / "seg.pth", preset="papr")
+    for name in ("seg.pth", "seg.onnx", "seg.safetensors"):
+        with pytest.raises(ConfigError, match=f"network baseline: only a workspace has several .* {tmp_path}/{name}"):
+            ssdd.load(tmp_path / name, network="baseline")

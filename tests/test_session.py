@@ -1,6 +1,5 @@
 """What parts of a job share with it, and what a trial's process gets."""
 
-import copy
 import pickle
 import threading
 from dataclasses import replace
@@ -25,9 +24,16 @@ def bare():
 
 def test_parts_of_a_job_stop_together():
     session = bare()
-    for part in (copy.copy(session), session.with_config(mini())):
+    session.console, session.tracker = Console(), SimpleNamespace(child=lambda config, name: f"run {name}")
+    child = session.child(mini(), "seed 3", "its plan")
+    for part in (child, session.with_config(mini())):
         assert part.stop is session.stop
         assert not part.in_trial
+    assert (child.part, child.plan, child.tracker) == ("-seed3", "its plan", "run seed 3")
+    names = [" ".join(f"dynamic.bias1.bias={k / 1000} dynamic.bias2.background={n}" for k in range(9)) for n in (0, 1)]
+    long = {session.child(mini(), name, None).part for name in names}
+    assert len(long) == 2
+    assert max(map(len, long)) < 64, "pictures are named after the part"
 
 
 def test_a_session_for_trials_can_be_sent_and_is_stopped_by_nobody():

@@ -173,3 +173,13 @@ def test_a_sweep_without_a_finished_trial_names_the_first_error(tmp_path):
     with pytest.raises(base.SweepError, match=r"none of 2 trials has finished; first error: loss\.main is nan"):
         base.finish(session, "sweep_alpha", tmp_path, trials, ALPHA_SWEEP.figure)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_can_be_resumed_with_other_fields_of_speed(tmp_path):
+    def key(*args):
+        return base._identify(SimpleNamespace(config=parse([*args]), workspace=tmp_path), "sweep_crf")[2]
+
+    speed = ("--step.micro-batch", "2", "--inference-batch", "4", "--workers", "1", "--sweep.gpu", "0.5")
+    assert key(*speed, "--sweep.resume") == key()
+    assert key("--step.crf", "exact") != key()
+    assert key("--seed", "1") != key()

@@ -252,6 +252,13 @@ def test_bf16_is_close(name):
     assert cosine > 0.99
 
 
+def test_in_bf16_the_masks_are_still_chosen_by_float32_maps(monkeypatch):
+    seen, module = [], refine.module
+    monkeypatch.setattr(refine, "module", lambda *args: seen.extend(args[:2]) or module(*args))
+    steps_gradients("dynamic", make_batch(), bf16=True)
+    assert {d.dtype for d in seen} == {torch.float32}, "coarser maps would often be equal, and ties go to advice"
+
+
 @pytest.mark.programs
 def test_a_compiled_backbone_gives_the_same_step(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # a pool of processes would take longer to start

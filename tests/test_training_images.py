@@ -4,6 +4,7 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from small import NETWORK
@@ -16,7 +17,7 @@ from ssdd.objectives.crf import InlineCRF
 from ssdd.objectives.dynamic import DynamicTask
 from ssdd.presets import mini
 from ssdd.stages.training_images import DecisionStage, _first
-from ssdd.storage.tables import Table
+from ssdd.storage.tables import cut, write_table
 
 CLASSES, SIDE = 4, 64
 CONFIG = replace(mini(), network=NETWORK, evaluate=replace(mini().evaluate, size=SIDE))
@@ -74,6 +75,9 @@ def test_the_modules_masks_are_those_of_a_training_step(tmp_path, monkeypatch):
         assert ((refined == knowledge) | (refined == advice)).all()
 
 
-def test_whole_parts_with_at_least_so_many_images(tmp_path):
-    table = Table(tmp_path, (("a", "b"), ("c", "d"), ("e",)))
-    assert [_first(table, images).rows for images in (0, 1, 2, 3, 5, 100)] == [0, 2, 2, 4, 5, 5]
+def test_whole_parts_with_at_least_so_many_true_masks(tmp_path):
+    schema = pa.schema([("image_id", pa.string()), ("truth", pa.binary())])
+    rows = [{"image_id": name, "truth": None if name in "bc" else b"mask"} for name in "abcdefg"]
+    table = write_table(tmp_path, cut(list("abcdefg"), 2), schema, rows)
+    found = [_first(table, wanted) for wanted in (0, 1, 2, 3, 5, 100)]
+    assert [(first.rows, masks) for first, masks in found] == [(0, 0), (2, 1), (4, 2), (6, 4), (7, 5), (7, 5)]

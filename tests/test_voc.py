@@ -318,6 +318,15 @@ def test_sound_records_come_with_the_problems_of_the_others(voc):
     ]
 
 
+def test_a_class_of_every_image_and_masks_without_a_photograph_are_warned_of(voc):
+    voc.split("a", "b").images("a", "b").csv("a,cat;dog", "b,cat").mask("a", 0, 8, 12).mask("cats_1", 0, 8)
+    first, second = load(open_folder(voc.root), "train").warnings
+    assert first.startswith("every image has the class cat, so a classifier cannot learn where it is")
+    assert second.startswith("1 masks belong to no photograph, for example ")
+    assert "SegmentationClass/cats_1.png: " in second
+    assert load(open_folder(voc.root), "train", need_labels=False).warnings == [second]
+
+
 def test_problems_of_xml_and_masks_as_labels(voc):
     voc.images("broken", "strange", "empty", "nothing", "background", "badmask")
     voc.write("Annotations/broken.xml", "<annotation><object>")

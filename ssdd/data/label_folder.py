@@ -116,6 +116,12 @@ def _from_folders(source: Path) -> Labels:
     names_of: dict[Path, set[str]] = {}
     others: list[Path] = []
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if folders and all(map(_is_split, folders)):
+        names = ", ".join(folder.name for folder in folders)
+        raise DataError(
+            f"{source}: its folders {names} are parts of a data set, not classes; name one of them, for example "
+            f"{folders[0]}, or put the photographs of each class into SOURCE/CLASS/"
+        )
     for folder in folders:
         for path in sorted(folder.rglob("*")):
             if path.is_dir() or is_hidden(path.relative_to(folder).as_posix()):
@@ -131,6 +137,14 @@ def _from_folders(source: Path) -> Labels:
     loose = sorted(path for path in source.iterdir() if path.suffix.lower() in codec.PHOTOGRAPH_SUFFIXES)
     names_of |= {path: set() for path in loose if path.is_file() and not path.name.startswith(".")}
     return _labels([folder.name for folder in folders], names_of, others)
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder, such as `train` or `val`, has the folders of the classes instead of photographs."""
+    if folder.name.lower() not in ("train", "training", "val", "valid", "validation", "test"):
+        return False
+    inner = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return any(p.is_dir() for p in inner) and not any(p.suffix.lower() in codec.PHOTOGRAPH_SUFFIXES for p in inner)
 
 
 def _from_coco(source: Path, images: Path) -> Labels:

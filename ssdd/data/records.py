@@ -119,12 +119,25 @@ def examine(
     turned = sum(result.probe is not None and result.probe.orientation != 1 for result in results)
     if turned and not options.apply_exif:
         warnings.append(f"{turned} of {len(ids)} photographs have an EXIF rotation, which is ignored; see --apply-exif")
+    records = [result.record for result in results if not result.problems]
+    if need_labels and len(records) > 1 and all(record.presence for record in records):
+        for k in sorted(set.intersection(*(set(record.presence) for record in records))):
+            warnings.append(
+                f"every image has the class {folder.classes[k]}, so a classifier cannot learn where it is; add images "
+                "of other classes that do not show it"
+            )
+    strays = sorted(set(checker.masks.names()) - set(checker.images.names()))
+    if strays:
+        warnings.append(
+            f"{len(strays)} masks belong to no photograph, for example {checker.masks.folder / strays[0]}.png: a mask "
+            "needs the name that its photograph has in JPEGImages/"
+        )
     pixels: Counter[int] = Counter()
     for result in results:
         pixels.update(result.pixels)
     return Examined(
         title=f"{folder.root}, split {split!r}",
-        records=[result.record for result in results if not result.problems],
+        records=records,
         problems=[problem for result in results for problem in result.problems],
         misread=misread,
         warnings=warnings,

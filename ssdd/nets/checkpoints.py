@@ -119,7 +119,7 @@ def recall(workspace: AnyPath) -> Trained | None:
         config = portable(from_dict(record["config"]))
         return Trained(to_dict(config), tuple(record["classes"]), record["models"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} was written by another version ({error}); run ray_jobs/dynamic.py again") from error
+        raise ConfigError(f"{path} was written by another version ({error}); run `ssdd dynamic` again") from error
 
 
 def portable(config: Config) -> Config:

@@ -211,7 +211,7 @@ def _local_file(path: AnyPath) -> Iterator[Path]:
 
 def _description(texts: dict[str, str], path: AnyPath) -> Description:
     if not texts.get("ssdd.config"):
-        raise WeightsError(f"{path}: contains no description of a network; give a file that ray_jobs/export.py wrote")
+        raise WeightsError(f"{path}: contains no description of a network; give a file that `ssdd export` wrote")
     try:
         config, classes = (json.loads(texts[f"ssdd.{name}"]) for name in ("config", "classes"))
         return Description(from_dict(config), tuple(classes))

@@ -89,22 +89,21 @@ class DynamicTask:
         # First module: the network's mask m^K1 and the CRF's mask m^A1 give m^D1 (eqs. 3-5).
         d_advice = net.ddnet1(first.shared1, advice)
         vanished = refine.vanished(knowledge, advice, presence, config.bad_ratio)
-        d_k, d_a = first.d_knowledge.detach().sigmoid(), d_advice.detach().sigmoid()
+        d_k, d_a = _probability(first.d_knowledge), _probability(d_advice)
         refined1 = refine.module(d_k, d_a, knowledge, advice, presence, config.bias1)  # m^D1
 
         # Second module: m^D0 takes the place of knowledge and m^D1 that of advice; they give m^D2.
         d_refined = net.ddnet2(first.shared2, refined1)
-        d_k, d_a = first.d_seed.detach().sigmoid(), d_refined.detach().sigmoid()
+        d_k, d_a = _probability(first.d_seed), _probability(d_refined)
         refined2 = refine.module(d_k, d_a, seed, refined1, presence, config.bias2)  # m^D2
 
         # The main branch always learns from m^D2. The sub branch learns from m^D0 and from the target: m^D1, or m^D2 if
         # `dynamic.target` is d2. DD-Net 2 is trained to predict where m^D0 and the target differ from the sub branch's
-        # mask, not where they differ from each other. The paper's reason for the sub branch (sec. 4.2): if the main
-        # branch once predicts one class everywhere, the differences from the main branch's masks say nothing any more;
-        # the sub branch lets the training escape from there.
-        target, d_target = (refined1, d_refined)
-        if config.target == "d2":
-            target, d_target = refined2, net.ddnet2(first.shared2, refined2)
+        # mask, not where they differ from each other. (For d2, the published code compares the sub branch with m^D2,
+        # but its DD-Net 2 still gets m^D1.) The paper's reason for the sub branch (sec. 4.2): if the main branch once
+        # predicts one class everywhere, the differences from the main branch's masks say nothing any more; the sub
+        # branch lets the training escape from there.
+        target = refined2 if config.target == "d2" else refined1
         sub_mask = refine.presence_argmax(first.sub_logits.detach(), presence)  # m^sub
         all_images = torch.ones(len(seed), dtype=torch.bool, device=seed.device)
         unlabelled = seed == 255  # these pixels get no label in the targets either
@@ -117,8 +116,13 @@ class DynamicTask:
             "sub": config.alpha * sub_seed + (1 - config.alpha) * sub_target,  # eq. 14
             "diff1": losses.difference_losses(first.d_knowledge, d_advice, difference, vanished),  # eq. 12
             "diff2": losses.difference_loss(first.d_seed, refine.difference(seed, sub_mask), all_images)
-            + losses.difference_loss(d_target, refine.difference(sub_mask, target), all_images),  # eq. 13
+            + losses.difference_loss(d_refined, refine.difference(sub_mask, target), all_images),  # eq. 13
         }
+
+
+def _probability(logits: Tensor) -> Tensor:
+    """DD-Net's d for eq. 3, float32: in bfloat16, d^K and d^A would often be equal, and eq. 4 gives ties to advice."""
+    return logits.detach().float().sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)

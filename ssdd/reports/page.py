@@ -102,8 +102,8 @@ def score_tables(scores: Scores) -> list[Table]:
         kinds.setdefault(name.rpartition(".")[0], {})[name] = value
     order = [*_TITLES]
     out = []
-    for kind in sorted(kinds, key=lambda k: order.index(k) if k in order else len(order) if "." in k else -1):
-        means, (round_, _, base) = kinds[kind], kind.rpartition(".")
+    for kind in sorted(kinds, key=lambda k: order.index(k) if k in order else len(order) if _round_of(k)[0] else -1):
+        means, (round_, base) = kinds[kind], _round_of(kind)
         classes = list(next((scores.per_class[name] for name in means if name in scores.per_class), {}))
         rows: dict[str, list[Cell]] = {}
         for name, mean in means.items():
@@ -123,6 +123,13 @@ def score_tables(scores: Scores) -> list[Table]:
             Table("Where the two masks of a module differ", tuple(stages), rows, _precondition(scores.difference))
         )
     return out
+
+
+def _round_of(kind: str) -> tuple[str, str]:
+    """The round in a prefix of scores, or an empty text, and the rest: `round1.val` and `val` are of the list `val`."""
+    match = re.fullmatch(r"(?:(round\d+)\.)?(.*)", kind)
+    assert match is not None
+    return match[1] or "", match[2]
 
 
 def _precondition(difference: Mapping[str, float]) -> str:

@@ -32,7 +32,7 @@ class CrashError(RuntimeError):
         return (
             f"{MOST_DEATHS} processes died while they worked on {', '.join(self.images)}: either there is too little "
             "memory (shrink the images, lower --max-pixels or the batch size of inference, or run fewer processes at "
-            "once with a lower --num-cpus), or a library crashes on these images (leave them out)"
+            "once, on a local Ray with a lower --num-cpus), or a library crashes on these images (leave them out)"
         )
 
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import GetTimeoutError
 
 from ssdd.crf import CRFParams, crf_masks
 from ssdd.runtime.crashes import noted
 
 SHARE = 96 * 96
 """The fewest pixels that are worth a call: their CRF takes five to ten times as long as the call itself."""
+
+PATIENCE = 600
+"""Seconds to wait for actors. If their node is lost and no other node has room for them, they never answer."""
 
 
 def pack(image: np.ndarray, probs: np.ndarray, labels: np.ndarray) -> bytes:
@@ -51,6 +55,13 @@ class _CRFActor:
         return ray.get_runtime_context().get_node_id()
 
 
+def _answers(calls: list[ray.ObjectRef]) -> list[Any]:
+    try:
+        return ray.get(calls, timeout=PATIENCE)
+    except GetTimeoutError:
+        raise GetTimeoutError(f"CRF actors have not answered for {PATIENCE} seconds; was their node lost?") from None
+
+
 class Loads:
     """The number of this process's images in each actor's queue; of equal queues, those on this node are preferred."""
 
@@ -81,8 +92,8 @@ class Request:
     width: int
 
     def masks(self) -> np.ndarray:
-        """Wait for the masks: uint8 (N, H, W)."""
-        labels = bytearray().join(ray.get(self.shares))  # writable memory, as torch needs it
+        """Wait for the masks: uint8 (N, H, W). GetTimeoutError if they have not come after PATIENCE seconds."""
+        labels = bytearray().join(_answers(self.shares))  # writable memory, as torch needs it
         return np.frombuffer(labels, np.uint8).reshape(-1, self.height, self.width)
 
 
@@ -105,7 +116,7 @@ class CRFPool:
     ) -> Request:
         """Start `crf_masks` for some images on the actors, without waiting for the result."""
         if self._loads is None:
-            here, nodes = ray.get_runtime_context().get_node_id(), ray.get([a.node.remote() for a in self.actors])
+            here, nodes = ray.get_runtime_context().get_node_id(), _answers([a.node.remote() for a in self.actors])
             # In random order, because several workers share the pool.
             order = random.sample(range(len(self.actors)), len(self.actors))
             near, far = ([i for i in order if (nodes[i] == here) is local] for local in (True, False))

@@ -1,6 +1,7 @@
 """A job's session: its configuration, workspace, store of artifacts, cluster plan, progress lines and tracking."""
 
 import copy
+import hashlib
 import json
 import sys
 import threading
@@ -79,7 +80,10 @@ class Session(AbstractContextManager):
         Use it as a context manager. Children may run at the same time, in threads.
         """
         other = copy.copy(self)
-        other.config, other.plan, other.part = config, plan, f"-{name.replace(' ', '')}"
+        part = name.replace(" ", "")
+        if len(part) > 60:  # a point of many fields; the part becomes a part of file names
+            part = f"{part[:50]}-{hashlib.sha256(part.encode()).hexdigest()[:8]}"
+        other.config, other.plan, other.part = config, plan, f"-{part}"
         other.console = self.console.labelled(name)
         other.tracker = self.tracker.child(config, name)
         return other

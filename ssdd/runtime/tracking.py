@@ -79,7 +79,7 @@ class Tracker:
             remedy = _remedy(error, self.uri) or (
                 f"start it, or {another} MLFLOW_TRACKING_URI" if server else "check the permissions of its file"
             )
-            text = f"MLflow's store {self.uri} does not answer ({_reason(error)}); {remedy}"
+            text = f"MLflow's store {self.uri} cannot be used ({_reason(error)}); {remedy}"
             raise TrackingError(_without_password(text)) from error
         if existing and existing.lifecycle_stage != "active":
             raise TrackingError(
@@ -187,8 +187,10 @@ class Tracker:
             figure.savefig(path)
             self._do("file", str(path))
 
-    def model(self, folder: Path, network: str, scores: dict[str, float], register: str | None = None) -> None:
+    def model(self, folder: Path, network: str, scores: dict[str, float], register: str | None = None) -> bool:
         """Log the model of this run. A network is uploaded only once: later runs of the network refer to that model.
+
+        Returns whether MLflow has the model now.
 
         Args:
             folder: a model folder that MLflow saved.
@@ -196,7 +198,7 @@ class Tracker:
             scores: metrics of the model.
             register: if given, also make the model the newest version of the registered model with this name.
         """
-        self._do("model", str(folder), network, _allowed(scores), register, int(time.time() * 1000))
+        return self._do("model", str(folder), network, _allowed(scores), register, int(time.time() * 1000))
 
     def close(self, failed: bool) -> None:
         self.tried = -RETRY_AFTER
@@ -205,17 +207,17 @@ class Tracker:
         if self.outbox.has_calls():
             _log.warning(f"some calls did not reach MLflow; the next job in this workspace sends {self.outbox.folder}")
 
-    def _do(self, call: str, *args: Any) -> None:
-        """Send a call now; if MLflow does not answer or earlier calls are unsent, keep it for later."""
+    def _do(self, call: str, *args: Any) -> bool:
+        """Send a call now, or keep it if MLflow does not answer or earlier calls are unsent; whether it is sent."""
         from mlflow.exceptions import MlflowException
 
         with self.lock:
             if self.silent:
-                return
+                return False
             if not self.outbox.has_calls():
                 try:
                     self.send(call, *args)
-                    return
+                    return True
                 except (MlflowException, OSError) as error:
                     reason = _reason(error)
                     if getattr(error, "error_code", None) in _REFUSALS or _is_refusal(error):
@@ -228,12 +230,11 @@ class Tracker:
                         if call not in self.refused:
                             _log.warning(f"MLflow refuses the call {call!r} ({reason}); it is dropped")
                         self.refused.add(call)
-                        return
+                        return False
                     _log.warning(f"MLflow does not answer ({reason}); unsent calls are kept in {self.outbox.folder}")
                     self.tried = time.monotonic()
             self.outbox.keep(call, args, self._where())
-            if time.monotonic() - self.tried > RETRY_AFTER:
-                self.deliver()
+            return time.monotonic() - self.tried > RETRY_AFTER and self.deliver()
 
     def _where(self) -> list[str]:
         return [_without_password(self.uri), self.experiment_id, self.run_id]
@@ -371,6 +372,10 @@ def sqlite_uri(path: Path) -> str:
 def _remedy(error: Exception, uri: str) -> str | None:
     """What the user can do about an error of MLflow's store; None if the error is not a known one."""
     text = str(error)
+    if "Invalid Host header" in text:
+        return "start it with --allowed-hosts NAME:*, where NAME is the host's name in this address"
+    if "error code 401" in text or "error code 403" in text:
+        return "log in: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     if "database is locked" in text:
         return "close the other program that writes to it (a job, `mlflow server`, a database browser)"
     if "out-of-date database schema" in text:

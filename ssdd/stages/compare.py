@@ -140,8 +140,8 @@ def _side_by_side(function: Callable[[int], T], items: Iterable[int], count: int
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # after a failure or Ctrl-C, the other calls finish the stage that they are in, and then stop
             if not all(future.done() for future in futures):
-                stop()
                 pool.shutdown(wait=False, cancel_futures=True)
+                stop()
     failed = [f.exception() for f in futures if not f.cancelled() and f.exception() is not None]
     for error in sorted(failed, key=lambda e: isinstance(e, StoppedError)):  # the cause comes before StoppedError
         assert error is not None
@@ -197,11 +197,13 @@ def tables(result: Comparison) -> list[Table]:
     columns = ("mean", "standard deviation", *(f"seed {seed}" for seed in result.random_seeds))
 
     def cells(spread: dict[str, Any], form: str) -> list[Cell]:
-        return [Number(value, form) for value in (spread["mean"], spread["std"], *spread["values"])]
+        deviation = None if spread["std"] is None else Number(spread["std"])
+        return [Number(spread["mean"], form), deviation, *(Number(value, form) for value in spread["values"])]
 
     scores = {name: cells(spread, ".1f") for name, spread in record["scores"].items()}
     gain_rows = {f"{name} over {gain['over']}": cells(gain, "+.1f") for name, gain in record["gain"].items()}
-    out = [Table(f"Mean IoU (%) over {len(result.scores)} random seeds", columns, scores)] if scores else []
+    over = f" over {len(result.scores)} random seeds" * (len(result.scores) > 1)
+    out = [Table(f"Mean IoU (%){over}", columns, scores)] if scores else []
     if gain_rows:
         out.append(Table("SSDD minus the strongest baseline of the same score", columns, gain_rows))
     return out + [replace(table, title=f"{table.title}: means") for table in page.score_tables(average(result.scores))]
@@ -218,7 +220,8 @@ def lines(result: Comparison) -> list[str]:
     out = per_class_lines({title: mean.per_class[name] for title, name in names.items()})
     if names:
         width = max(map(len, names))
-        out.append(f"mean IoU (%) on {split} over {len(scores)} random seeds, and standard deviation")
+        one = len(scores) == 1
+        out.append(f"mean IoU (%) on {split}" + f" over {len(scores)} random seeds, and standard deviation" * (not one))
         out += [f"  {title:<{width}}  {_cells([s.mean[name] for s in scores])}" for title, name in names.items()]
     ssdd_gains = gains(result)
     if ssdd_gains:
@@ -231,12 +234,15 @@ def lines(result: Comparison) -> list[str]:
 
 def _cells(values: list[float], form: str = ".1f") -> str:
     each = "  ".join(format(v, form) for v in values)
-    return f"{format(statistics.fmean(values), form):>5} +- {_std(values):.1f}  ({each})"
+    deviation = _std(values)
+    mean = f"{format(statistics.fmean(values), form):>5}"
+    return mean if deviation is None else f"{mean} +- {deviation:.1f}  ({each})"
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "std": _std(values), "values": values}
 
 
-def _std(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
+def _std(values: list[float]) -> float | None:
+    """The standard deviation; None for a single value, which has none."""
+    return statistics.stdev(values) if len(values) > 1 else None

@@ -53,7 +53,7 @@ def run(session: Session, refined: Refined, validate: Validation | None = None) 
     recipe = {
         "refined": refined.artifact,
         "start": start,
-        "network": config.network,
+        "network": config.network.architecture,
         # The baselines' fields do not change this training.
         "dynamic": replace(config.dynamic, baseline="advice", baseline_epochs=None, baseline_lr=None),
         "seed": config.seed,
@@ -109,7 +109,7 @@ def run_fixed(session: Session, refined: Refined, column: str, name: str | None 
         "masks": masks,
         "column": column,
         "start": start,
-        "network": config.network,
+        "network": config.network.architecture,
         "train": config.dynamic.baseline_train,
         "seed": config.seed,
     }

@@ -198,7 +198,8 @@ def score_models(
         session.console.line(f"no true mask of the list {config.split} has a foreground class: there is no mean IoU")
     for model in models:
         if collapsed(scored.scores.per_class.get(f"{config.split}.{model}", {}), classes):
-            session.console.line(f"{model} gets no foreground pixel right: train again with a lower --dynamic.train.lr")
+            rate = "--dynamic.train.lr" if model == "dynamic" else "--dynamic.baseline-lr"
+            session.console.line(f"{model} gets no foreground pixel right: train again with a lower {rate}")
     draw_predictions(session, [test.table, table], scored, models, classes, f"predictions-{name}", artifact)
     return scored.scores
 

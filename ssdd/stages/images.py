@@ -1,7 +1,9 @@
 """Stage 0: check an image list and store it as a table of encoded images, image-level labels and true masks."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,7 @@ from ssdd.data.records import ReadOptions, Record
 from ssdd.data.voc import VOCFolder
 from ssdd.runtime import progress
 from ssdd.runtime.session import Session
-from ssdd.storage.artifacts import Artifact
+from ssdd.storage.artifacts import Artifact, read_about
 from ssdd.storage.paths import AnyPath, disk_beside, relative, threaded
 from ssdd.storage.tables import Row, Table, cut, open_table, write_table
 
@@ -69,10 +71,13 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         "classes": folder.classes,
         "labels": need_labels,
         "part_size": config.part_size,
-        "options": options,
-    } | ({"skip_broken": True} if skip else {})
+        "apply_exif": options.apply_exif,
+    }
+    # A list without problems gives the same table with `skip_broken`. Then nothing that is built from it is made again.
+    if skip and read_about(session.store.identify(name, recipe)).get("max_pixels", math.inf) > config.max_pixels:
+        recipe |= {"skip_broken": True, "max_pixels": options.max_pixels}
 
-    def make(path: AnyPath) -> None:
+    def make(path: AnyPath) -> dict[str, Any]:
         examined = records.examine(folder, split, need_labels=need_labels, options=options)
         examined.check(skip)
         if examined.problems:
@@ -87,6 +92,7 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         row = partial(_row, options.apply_exif)
         rows = progress.counted(threaded(row, shuffled, folder.root), len(shuffled), session.console.stage(name))
         write_table(path, parts, SCHEMA, rows)
+        return {"max_pixels": options.max_pixels}
 
     artifact = session.build(name, recipe, make)
     table = open_table(artifact.path)

@@ -29,5 +29,6 @@ def run(session: Session, model: Artifact, classes: tuple[str, ...], scores: Sco
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
         mlflow_model.save(network, folder, network_scores)
-        session.tracker.model(folder, identity, network_scores, session.config.register)
-    session.console.line("model logged to MLflow" + (f" as {name}" if (name := session.config.register) else ""))
+        if session.tracker.model(folder, identity, network_scores, session.config.register):
+            name = session.config.register
+            session.console.line("model logged to MLflow" + (f" as {name}" if name else ""))

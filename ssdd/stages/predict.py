@@ -100,10 +100,15 @@ def run(config: PredictConfig) -> Summary:
         output=resolve(config.output, default="masks", flag="--output"),
     )
     network = segmenter.load(config.model, config.network, config.preset)
-    model = Model(network.identity, network.config, network.classes, isinstance(network.net, SegmentationNet))
+    training = network.config
+    config = replace(
+        config,
+        max_pixels=training.max_pixels if config.max_pixels is None else config.max_pixels,
+        apply_exif=training.apply_exif if config.apply_exif is None else config.apply_exif,
+    )
+    training = replace(training, apply_exif=bool(config.apply_exif))
+    model = Model(network.identity, training, network.classes, isinstance(network.net, SegmentationNet))
     del network  # the actors load their own
-    if config.max_pixels is None:
-        config = replace(config, max_pixels=model.config.max_pixels)
     try:
         source = str(resolve(to_path(config.input), default="input", flag="--input"))
     except ValueError as error:
@@ -213,10 +218,12 @@ class PredictNetwork:
                 f"--model {config.model}: is now {self.segmenter.identity}, but was {identity} at the start, because a "
                 "job has trained there in the meantime; name another --output"
             )
-        self.max_pixels = config.max_pixels or self.segmenter.config.max_pixels
+        assert config.max_pixels is not None
+        assert config.apply_exif is not None
+        self.max_pixels, self.apply_exif = config.max_pixels, config.apply_exif
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        decoded = predict_rows.decode(rows, self.segmenter.config.apply_exif, self.max_pixels)
+        decoded = predict_rows.decode(rows, self.apply_exif, self.max_pixels)
         usable = [k for k, image in enumerate(decoded) if image is not None]
         images: list[np.ndarray] = [image for image in decoded if image is not None]
         for row in rows:

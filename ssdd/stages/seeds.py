@@ -56,7 +56,7 @@ def run(session: Session, previous: Seeds | None = None) -> Seeds:
     """
     config = session.config
     if config.knowledge is not None:
-        raise ConfigError("--knowledge: this job makes PSA's seed masks; to refine given masks, run ray_jobs/static.py")
+        raise ConfigError("--knowledge: this job makes PSA's seed masks; to refine given masks, run `ssdd static`")
     train = images.run(session, config.train_split)
     classes = len(train.classes)
     classifier, affinity_net = weight_import.psa(session, train.classes)
@@ -109,7 +109,7 @@ def run_classifier(session: Session, train: Images) -> Artifact:
     recipe = {
         "images": train.artifact,
         "pretrained": pretrained,
-        "network": config.network.backbone,
+        "network": config.network.backbone.architecture,
         "train": config.seeds.classifier,
         "seed": config.seed,
     }
@@ -124,7 +124,7 @@ def run_affinity(session: Session, train: Images, cams: Table, cam_artifact: Art
     recipe = {
         "cams": cam_artifact,
         "pretrained": pretrained,
-        "network": config.network.backbone,
+        "network": config.network.backbone.architecture,
         "train": config.seeds.affinity,
         "radius": config.seeds.radius,
         "seed": config.seed,
@@ -167,11 +167,12 @@ class WalkStage:
         decoded = [transforms.square(codec.read_image(row["image"]), self.seeds.cam_size) for row in rows]
         with torch.inference_mode():
             features = self.net(torch.from_numpy(np.stack(decoded)).to(checkpoints.device()))
-            transition = affinity.transition_matrix(features, self.seeds.radius, self.seeds.beta)
-            for row, matrix in zip(rows, transition, strict=True):
+            for i, row in enumerate(rows):
+                # One image at a time: at 768 pixels, a matrix takes 340 MB.
+                transition = affinity.transition_matrix(features[i : i + 1], self.seeds.radius, self.seeds.beta)
                 cam = maps.unpack(row.pop("cam"))
                 scores = crf_rows.with_background(cam, self.seeds.alpha_walk, self.seeds.background_factor)
-                start = torch.from_numpy(scores)[None].to(matrix.device)
-                walked = affinity.random_walk(matrix[None], start, self.seeds.walk_steps)[0]
+                start = torch.from_numpy(scores)[None].to(features.device)
+                walked = affinity.random_walk(transition, start, self.seeds.walk_steps)[0]
                 row["probs"] = maps.pack((walked / walked.sum(0).clamp(min=1e-5)).cpu().numpy())
         return rows

@@ -78,7 +78,7 @@ def _train(session: Session, seed_masks: Seeds, classes: int) -> Artifact:
     recipe = {
         "seeds": seed_masks.artifact,
         "start": start,
-        "network": config.network,
+        "network": config.network.architecture,
         "train": config.static.train,
         "bad_ratio": config.static.bad_ratio,
         "seed": config.seed,

@@ -51,9 +51,10 @@ def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scor
     The scores are empty if no true mask has a foreground class, or if `evaluate.train_images` is 0.
     """
     config, train = session.config, refined.seeds.images
-    table = _first(train.table, config.evaluate.train_images)
+    table, count = _first(train.table, config.evaluate.train_images)
     if not images.has_truth(table):
         return Scores({}, {})
+    session.console.line(f"scores of the networks on training images ({GATED}): {count} images with true masks")
     scores = _score_networks(session, refined, table, models)
     if "dynamic" in models and not config.dynamic.weights:
         scores |= _score_decisions(session, refined, table, models["dynamic"])
@@ -61,15 +62,16 @@ def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scor
     return scores
 
 
-def _first(table: Table, wanted: int) -> Table:
-    """The first parts of a table, until there are `wanted` images: random ones, since `images.run` shuffles lists."""
-    parts, count = [], 0
-    for ids in table.parts:
-        if count >= wanted:
-            break
-        parts.append(ids)
-        count += len(ids)
-    return Table(table.path, tuple(parts))
+def _first(table: Table, wanted: int) -> tuple[Table, int]:
+    """The first parts of a table, until they have `wanted` true masks, and the number of their true masks.
+
+    These are random images, because `images.run` shuffles lists.
+    """
+    parts, count = 0, 0
+    while count < wanted and parts < len(table.parts):
+        count += sum(row["truth"] is not None for row in table.read(parts, ["truth"]))
+        parts += 1
+    return Table(table.path, table.parts[:parts]), count
 
 
 def _score_networks(session: Session, refined: Refined, table: Table, models: dict[str, Artifact]) -> Scores:

@@ -25,11 +25,11 @@ from ssdd.storage.paths import AnyPath
 def backbone(session: Session) -> Artifact:
     """The backbone's ImageNet (or random) weights as an artifact, so that only the driver fetches them, and once."""
     config = session.config.network.backbone
-    recipe: dict[str, Any] = {"backbone": config}
+    recipe: dict[str, Any] = {"backbone": config.architecture}
     if config.weights == "random":
         recipe["seed"] = session.config.seed
-    if Path(config.weights).is_file():
-        recipe["file"] = (Path(config.weights).stat().st_size, Path(config.weights).stat().st_mtime_ns)
+    elif Path(config.weights).is_file():
+        recipe["file"] = voc.stats((Path(config.weights),))
 
     def make(folder: AnyPath) -> None:
         torch.manual_seed(session.config.seed)
@@ -67,7 +67,7 @@ def convert(
             f"{', '.join(map(str, files))}: the published weights are for VOC's 20 classes in VOC's order, but the "
             f"data has {', '.join(classes[1:])}; leave the weights of [{name}] out to train that network"
         )
-    recipe = {"files": voc.stats(files), "network": network}
+    recipe = {"files": voc.stats(files), "network": network.architecture}
 
     def make(folder: AnyPath) -> None:
         filled = net()

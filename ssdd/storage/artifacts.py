@@ -87,9 +87,9 @@ class Store:
         def add(artifact: Artifact) -> None:
             if artifact.path.name in seen or not is_whole(artifact):
                 return
-            recipe = (artifact.path / RECIPE).read_text()
-            for name, key in re.findall(r'"([\w-]+)-([0-9a-f]{12})"', recipe):
-                add(Artifact(name, key, self.root / f"{name}-{key}"))
+            for text in _texts(json.loads((artifact.path / RECIPE).read_text())):
+                if match := re.fullmatch(r"([^/]+)-([0-9a-f]{12})", text):
+                    add(Artifact(match[1], match[2], self.root / text))
             seen[artifact.path.name] = artifact
 
         for artifact in artifacts:
@@ -130,6 +130,15 @@ class Store:
             with contextlib.suppress(OSError), FileLock(self._locks / f"{name}.lock", timeout=0):
                 if time.time() - folder.stat().st_mtime > UNFINISHED:
                     paths.remove(folder)
+
+
+def _texts(recipe: Any) -> Iterator[str]:
+    """All strings in JSON data."""
+    if isinstance(recipe, str):
+        yield recipe
+    elif isinstance(recipe, (list, dict)):
+        for value in recipe.values() if isinstance(recipe, dict) else recipe:
+            yield from _texts(value)
 
 
 def is_whole(artifact: Artifact) -> bool:

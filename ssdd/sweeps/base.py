@@ -12,7 +12,7 @@ import ray
 import yaml
 from ray import tune
 
-from ssdd.config import Config, ConfigError
+from ssdd.config import Config, ConfigError, StepConfig
 from ssdd.fields import to_dict
 from ssdd.presets import changes
 from ssdd.reports.figures import Figure
@@ -198,8 +198,11 @@ def run(session: Session, kind: Kind) -> Outcome:
 def _identify(session: Session, name: str) -> tuple[AnyPath, dict[str, Any], str]:
     """The folder of a sweep with this configuration, whether it exists or not; the sweep's recipe and its key."""
     config = session.config
+    # Fields of speed and memory may change, because the remedy for a failed trial may be, say, --step.micro-batch.
+    speed = dict(num_cpus=None, workers=None, gpus=None, inference_batch=1)
+    step = StepConfig(crf="exact" if config.step.crf == "exact" else None)
     sweep = replace(config.sweep, resume=False, parallel=None, gpu=1)
-    recipe = to_dict(replace(config, workspace=None, num_cpus=None, workers=None, gpus=None, sweep=sweep))
+    recipe = to_dict(replace(config, workspace=None, **speed, step=step, sweep=sweep))  # type: ignore[arg-type]
     key = hashlib.sha256(json.dumps([name, recipe], sort_keys=True).encode()).hexdigest()[:12]
     return session.workspace / "sweeps" / f"{name}-{key}", recipe, key
 

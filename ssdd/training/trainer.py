@@ -14,7 +14,7 @@ import ray
 import ray.train
 import torch
 from ray.data import ExecutionOptions
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -44,6 +44,7 @@ RESTARTS = len(PATIENCE)
 # report it first, by torch's DistError or by gloo's "closed by peer".
 _LOST = (
     RayActorError,
+    GetTimeoutError,
     OutOfMemoryError,
     torch.distributed.DistError,
     RemoteError,
@@ -73,7 +74,13 @@ def run(
     """
     runs = session.workspace / "runs" / session.store.identify(name, recipe).path.name
     training = _Training(session=session, name=name, runs=runs, task=task, joined=joined, validate=validate, pool=pool)
-    artifact = session.build(name, recipe, training.fit)
+    try:
+        artifact = session.build(name, recipe, training.fit)
+    except Exception:
+        # Another machine may have finished the same training, and removed the checkpoints of both.
+        if not session.has(name, recipe):
+            raise
+        artifact = session.build(name, recipe, training.fit)
     remove(runs)
     return artifact
 
