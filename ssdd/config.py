@@ -247,6 +247,11 @@ class EvaluateConfig:
     show_data: bool = True
     """Show the photographs and their true masks in pictures. Turn it off for data that may not be copied."""
 
+    @property
+    def sides(self) -> list[int]:
+        """Sides of the network's square inputs, in pixels: one for each scale."""
+        return [round(self.size * scale) for scale in self.scales]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:

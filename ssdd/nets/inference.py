@@ -85,8 +85,9 @@ def predict(net: SegmentationNet, decoded: list[np.ndarray], config: EvaluateCon
 
 def _mean_softmax(net: SegmentationNet, squares: Squares, config: EvaluateConfig, size: int) -> Tensor:
     """`predict` with torch functions only, so that it can be exported."""
-    sides = [round(config.size * scale) for scale in config.scales]
-    total = multi_scale(lambda batch: net(batch, config.full_size).softmax(1), squares, sides, config.mirror, size)
+    total = multi_scale(
+        lambda batch: net(batch, config.full_size).softmax(1), squares, config.sides, config.mirror, size
+    )
     return total / total.sum(1, keepdim=True)
 
 

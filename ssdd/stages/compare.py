@@ -202,7 +202,7 @@ def tables(result: Comparison) -> list[Table]:
 
     scores = {name: cells(spread, ".1f") for name, spread in record["scores"].items()}
     gain_rows = {f"{name} over {gain['over']}": cells(gain, "+.1f") for name, gain in record["gain"].items()}
-    over = f" over {len(result.scores)} random seeds" * (len(result.scores) > 1)
+    over = f" over {len(result.scores)} random seeds" if len(result.scores) > 1 else ""
     out = [Table(f"Mean IoU (%){over}", columns, scores)] if scores else []
     if gain_rows:
         out.append(Table("SSDD minus the strongest baseline of the same score", columns, gain_rows))
@@ -220,8 +220,8 @@ def lines(result: Comparison) -> list[str]:
     out = per_class_lines({title: mean.per_class[name] for title, name in names.items()})
     if names:
         width = max(map(len, names))
-        one = len(scores) == 1
-        out.append(f"mean IoU (%) on {split}" + f" over {len(scores)} random seeds, and standard deviation" * (not one))
+        over = f" over {len(scores)} random seeds, and standard deviation" if len(scores) > 1 else ""
+        out.append(f"mean IoU (%) on {split}{over}")
         out += [f"  {title:<{width}}  {_cells([s.mean[name] for s in scores])}" for title, name in names.items()]
     ssdd_gains = gains(result)
     if ssdd_gains:
