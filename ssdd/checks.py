@@ -81,7 +81,8 @@ def validate(config: Config) -> None:
             name,
             f"{side} pixels at stride {stride} is too small for --network.head-dilation {config.network.head_dilation}",
         )
-    for side in config.evaluate.sides if config.evaluate.full_size else []:
+    # Scores of training images and exported networks use the scale 1, whatever `evaluate.scales` is.
+    for side in sorted({*config.evaluate.sides, config.evaluate.size}) if config.evaluate.full_size else []:
         # Otherwise the masks would be stretched by up to a stride.
         remedy = f"with full-size masks, {side} pixels (size times scale) must be a multiple of the stride {stride}"
         check(side % stride == 0, "evaluate.size", remedy)

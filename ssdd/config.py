@@ -241,7 +241,8 @@ class EvaluateConfig:
     resolution of the network's masks."""
     train_images: int = 256
     """The trained networks and the modules of the dynamic stage are also scored on this many training images that have
-    true masks, rounded up to whole parts (see `part_size`). 0: on none."""
+    true masks, rounded up to whole parts (see `part_size`); on fewer, if that needs over 4 times as many images. 0: on
+    none."""
     panels: int = 12
     """Number of images in each picture of masks."""
     show_data: bool = True
@@ -271,7 +272,8 @@ class StepConfig:
     backbone's activations of at most two parts. The activations of the dynamic stage's DD-Nets, which are much smaller,
     are kept for the whole batch."""
     bf16: bool | None = None
-    """Compute in bfloat16 wherever torch's autocast considers it safe. Default: on GPUs that support bfloat16."""
+    """Compute in bfloat16 wherever torch's autocast considers it safe. Default: on GPUs that support bfloat16. CPUs are
+    refused: on one with AVX512-BF16, torch 2.14's gradients of dilated convolutions are wrong, or not finite."""
     compile: bool = False
     """Compile the backbone with torch.compile, which pays off in long trainings on GPUs."""
 

@@ -100,6 +100,7 @@ def test_presets_are_valid(preset):
         ),
         ({"evaluate__scales": (1.0, 0.1)}, ["--evaluate.size"]),
         ({"evaluate__size": 500}, ["--evaluate.size: with full-size masks, 250 pixels (size times scale)"]),
+        ({"evaluate__size": 450, "evaluate__scales": (0.8, 1.6)}, ["--evaluate.size: with full-size masks, 450"]),
         ({"evaluate__scales": ()}, ["--evaluate.scales"]),
         ({"seeds__cam_scales": ()}, ["--seeds.cam-scales"]),
         ({"seeds__cam_scales": (1.0, 0.0)}, ["--seeds.cam-scales"]),

@@ -69,6 +69,9 @@ def test_folders_of_splits_are_no_classes(tmp_path):
     with pytest.raises(DataError, match=f"its folders train, val are parts .* for example {tmp_path}/photos/train"):
         read(tmp_path / "photos")
     assert read(tmp_path / "photos" / "train").classes == ["cat"]
+    photograph(tmp_path / "photos" / "test" / "3.jpg", 3)
+    with pytest.raises(DataError, match=f"its folders test, train, val are .* for example {tmp_path}/photos/train"):
+        read(tmp_path / "photos")
     photograph(tmp_path / "vehicles" / "train" / "1.jpg", 1)
     photograph(tmp_path / "vehicles" / "bus" / "2.jpg", 2)
     assert read(tmp_path / "vehicles").classes == ["bus", "train"]

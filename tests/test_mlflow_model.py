@@ -15,6 +15,7 @@ import requests
 import untrained
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from PIL import Image
 from untrained import CLASSES, CONFIG
 
@@ -93,7 +94,7 @@ def test_the_runs_model_and_the_registry(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker(mini(), "dynamic", tmp_path)
     for network in ("dynamic-1", "dynamic-2", "dynamic-2"):  # the last one is there already
-        tracker.model(folder, network, {"val.dynamic": 50.0}, "masks")
+        assert tracker.model(folder, network, {"val.dynamic": 50.0}, "masks")
     tracker.close(failed=False)
     client = tracker.client
     models = client.search_logged_models([tracker.experiment_id])
@@ -117,7 +118,7 @@ def test_a_model_is_kept_while_the_server_is_away(folder, tmp_path, monkeypatch)
             raise MlflowException("connection refused")
 
         patch.setattr(MlflowClient, "log_model_artifacts", away)
-        tracker.model(folder, "dynamic-1", {}, None)
+        assert not tracker.model(folder, "dynamic-1", {}, None)
     (kept,) = tracker.outbox.folder.glob("model-*")
     assert (kept / "MLmodel").is_file()
     assert json.loads((tracker.outbox.folder / "calls.jsonl").read_text().splitlines()[1])[0] == "model"
@@ -137,13 +138,27 @@ def test_a_model_that_a_server_refuses_does_not_hold_up_the_rest(folder, tmp_pat
         raise requests.HTTPError("413 Request Entity Too Large", response=response)
 
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", too_large)
-    tracker.model(folder, "dynamic-1", {}, None)
+    assert not tracker.model(folder, "dynamic-1", {}, None)
     tracker.metrics({"train.refined": 50.0})
     tracker.close(failed=False)
     run = tracker.client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"train.refined": 50.0}
     assert not tracker.client.search_logged_models([tracker.experiment_id]), "no half model"
+
+
+def test_a_server_that_cannot_store_models_is_told(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker(mini(), "dynamic", tmp_path)
+
+    def absent(*args):
+        raise MlflowException("no such endpoint", error_code=ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(MlflowClient, "search_logged_models", absent)
+    assert not tracker.model(folder, "dynamic-1", {}, None)
+    assert "is older than 3.0 and cannot store models); it is dropped" in caplog.text
+    assert not tracker.outbox.has_calls()
+    tracker.close(failed=False)
 
 
 def test_other_settings_at_test_time_make_another_model(tmp_path, monkeypatch):

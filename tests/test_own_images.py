@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from small import ROOT, SMALL, run_job
 
+from ssdd import cli
+from ssdd.config import Config, PredictConfig
 from ssdd.data import codec, drawn_scenes
 from ssdd.data.drawn_objects import CLASSES
 
@@ -75,10 +77,16 @@ def test_the_commands_of_the_page_in_their_order(places, tmp_path, monkeypatch):
 
 def test_every_option_that_the_page_names_is_one():
     """Beside those of the commands, which run."""
-    from ssdd.config import Config, PredictConfig
-
     fields = {**Config.__dataclass_fields__, **PredictConfig.__dataclass_fields__}
     text = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
     flags = re.findall(r"`(?:ssdd [^`]*)?--(?:no-)?([a-z-]+)", text)
     assert {"below", "labels", "register"} <= set(flags)
     assert {flag.replace("-", "_") for flag in flags} <= set(fields)
+
+
+def test_every_option_of_predict_that_the_page_names_can_be_parsed():
+    section = PAGE.partition("ssdd predict")[2].partition("ssdd export")[0]
+    flags = re.findall(r"^- `(--[^`]+)`", section, re.MULTILINE)
+    assert len(flags) >= 4
+    for flag in flags:
+        cli.options(PredictConfig, ["--model", "a", "--input", "b", "--output", "c", *shlex.split(flag)])

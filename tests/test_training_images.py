@@ -81,3 +81,7 @@ def test_whole_parts_with_at_least_so_many_true_masks(tmp_path):
     table = write_table(tmp_path, cut(list("abcdefg"), 2), schema, rows)
     found = [_first(table, wanted) for wanted in (0, 1, 2, 3, 5, 100)]
     assert [(first.rows, masks) for first, masks in found] == [(0, 0), (2, 1), (4, 2), (6, 4), (7, 5), (7, 5)]
+    sparse = [row | {"truth": None if row["image_id"] in "abcde" else b"mask"} for row in rows]
+    (tmp_path / "sparse").mkdir()
+    first, masks = _first(write_table(tmp_path / "sparse", cut(list("abcdefg"), 2), schema, sparse), 1)
+    assert (first.rows, masks) == (4, 0)

@@ -25,6 +25,7 @@ from ssdd.storage.artifacts import whole
 
 _KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
 """Formats that are kept; the others become PNG. MPO, from telephones, is a JPEG with a second picture behind it."""
+_SPLITS = ("train", "training", "val", "valid", "validation", "test")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 """Pillow's names of the pixel formats that a PNG can store."""
 
@@ -116,11 +117,14 @@ def _from_folders(source: Path) -> Labels:
     names_of: dict[Path, set[str]] = {}
     others: list[Path] = []
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if folders and all(map(_is_split, folders)):
+    splits = [folder for folder in folders if folder.name.lower() in _SPLITS]
+    with_classes = [folder for folder in splits if _has_folders_only(folder)]
+    if with_classes and splits == folders:
         names = ", ".join(folder.name for folder in folders)
+        example = next((folder for folder in with_classes if folder.name.lower().startswith("train")), with_classes[0])
         raise DataError(
             f"{source}: its folders {names} are parts of a data set, not classes; name one of them, for example "
-            f"{folders[0]}, or put the photographs of each class into SOURCE/CLASS/"
+            f"{example}, or put the photographs of each class into SOURCE/CLASS/"
         )
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -139,10 +143,8 @@ def _from_folders(source: Path) -> Labels:
     return _labels([folder.name for folder in folders], names_of, others)
 
 
-def _is_split(folder: Path) -> bool:
-    """Whether a folder, such as `train` or `val`, has the folders of the classes instead of photographs."""
-    if folder.name.lower() not in ("train", "training", "val", "valid", "validation", "test"):
-        return False
+def _has_folders_only(folder: Path) -> bool:
+    """Whether there are folders, which may be those of the classes, and no photographs beside them."""
     inner = [path for path in folder.iterdir() if not path.name.startswith(".")]
     return any(p.is_dir() for p in inner) and not any(p.suffix.lower() in codec.PHOTOGRAPH_SUFFIXES for p in inner)
 

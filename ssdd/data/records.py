@@ -126,12 +126,6 @@ def examine(
                 f"every image has the class {folder.classes[k]}, so a classifier cannot learn where it is; add images "
                 "of other classes that do not show it"
             )
-    strays = sorted(set(checker.masks.names()) - set(checker.images.names()))
-    if strays:
-        warnings.append(
-            f"{len(strays)} masks belong to no photograph, for example {checker.masks.folder / strays[0]}.png: a mask "
-            "needs the name that its photograph has in JPEGImages/"
-        )
     pixels: Counter[int] = Counter()
     for result in results:
         pixels.update(result.pixels)
@@ -147,6 +141,18 @@ def examine(
         sizes=[(result.probe.width, result.probe.height) for result in results if result.probe is not None],
         pixels=dict(sorted(pixels.items())),
     )
+
+
+def stray_masks(folder: VOCFolder) -> list[str]:
+    """A warning if there are masks that belong to no photograph, of any list; else an empty list."""
+    masks = folder.masks()
+    strays = sorted(set(masks.names()) - set(folder.images().names()))
+    if not strays:
+        return []
+    return [
+        f"{len(strays)} masks belong to no photograph, for example {masks.folder / strays[0]}.png: a mask needs the "
+        "name that its photograph has in JPEGImages/"
+    ]
 
 
 @dataclass(kw_only=True)

@@ -119,6 +119,7 @@ def run(config: Config, progress: Progress = lambda name, items, count: items) -
         for name, need_labels in wanted.items():
             with _noting(check):
                 _check_list(check, folder, name, need_labels, config, partial(progress, name))
+        check.warnings += records.stray_masks(folder)
         _check_masks(check, folder, config)
     return check
 

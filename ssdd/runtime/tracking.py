@@ -190,7 +190,7 @@ class Tracker:
     def model(self, folder: Path, network: str, scores: dict[str, float], register: str | None = None) -> bool:
         """Log the model of this run. A network is uploaded only once: later runs of the network refer to that model.
 
-        Returns whether MLflow has the model now.
+        Returns True if MLflow has the model now; False if the call was dropped, or kept and perhaps sent later.
 
         Args:
             folder: a model folder that MLflow saved.
@@ -208,7 +208,10 @@ class Tracker:
             _log.warning(f"some calls did not reach MLflow; the next job in this workspace sends {self.outbox.folder}")
 
     def _do(self, call: str, *args: Any) -> bool:
-        """Send a call now, or keep it if MLflow does not answer or earlier calls are unsent; whether it is sent."""
+        """Send a call now, or keep it if MLflow does not answer or earlier calls are unsent.
+
+        Returns False also for a call that was kept and then delivered with the others, because MLflow may refuse some.
+        """
         from mlflow.exceptions import MlflowException
 
         with self.lock:
@@ -234,7 +237,9 @@ class Tracker:
                     _log.warning(f"MLflow does not answer ({reason}); unsent calls are kept in {self.outbox.folder}")
                     self.tried = time.monotonic()
             self.outbox.keep(call, args, self._where())
-            return time.monotonic() - self.tried > RETRY_AFTER and self.deliver()
+            if time.monotonic() - self.tried > RETRY_AFTER:
+                self.deliver()
+            return False
 
     def _where(self) -> list[str]:
         return [_without_password(self.uri), self.experiment_id, self.run_id]
@@ -299,8 +304,8 @@ class Tracker:
         except MlflowException as error:
             if error.error_code != "ENDPOINT_NOT_FOUND":
                 raise
-            _log.warning(f"MLflow's server {_without_password(self.uri)} is older than 3.0 and cannot store models")
-            return
+            reason = f"the server {_without_password(self.uri)} is older than 3.0 and cannot store models"
+            raise MlflowException.invalid_parameter_value(reason) from error
         ready = [model for model in same if str(model.status) == "READY"]
         model = ready[0] if ready else self._upload_model(folder, network, scores, now)
         outputs = client.get_run(run_id).outputs

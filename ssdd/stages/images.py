@@ -16,7 +16,7 @@ from ssdd.data.records import ReadOptions, Record
 from ssdd.data.voc import VOCFolder
 from ssdd.runtime import progress
 from ssdd.runtime.session import Session
-from ssdd.storage.artifacts import Artifact, read_about
+from ssdd.storage.artifacts import Artifact, is_whole, read_about
 from ssdd.storage.paths import AnyPath, disk_beside, relative, threaded
 from ssdd.storage.tables import Row, Table, cut, open_table, write_table
 
@@ -73,9 +73,12 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         "part_size": config.part_size,
         "apply_exif": options.apply_exif,
     }
-    # A list without problems gives the same table with `skip_broken`. Then nothing that is built from it is made again.
-    if skip and read_about(session.store.identify(name, recipe)).get("max_pixels", math.inf) > config.max_pixels:
-        recipe |= {"skip_broken": True, "max_pixels": options.max_pixels}
+    # A table of a list without problems is used with `skip_broken` and with other limits, too, if its images are small
+    # enough. Then nothing that is built from it is made again.
+    largest = read_about(session.store.identify(name, recipe)).get("largest", math.inf if skip else 0)
+    strict = recipe | {"skip_broken": skip, "max_pixels": options.max_pixels}
+    if largest > config.max_pixels or (skip and is_whole(session.store.identify(name, strict))):
+        recipe = strict
 
     def make(path: AnyPath) -> dict[str, Any]:
         examined = records.examine(folder, split, need_labels=need_labels, options=options)
@@ -92,7 +95,7 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         row = partial(_row, options.apply_exif)
         rows = progress.counted(threaded(row, shuffled, folder.root), len(shuffled), session.console.stage(name))
         write_table(path, parts, SCHEMA, rows)
-        return {"max_pixels": options.max_pixels}
+        return {"largest": max(width * height for width, height in examined.sizes)}
 
     artifact = session.build(name, recipe, make)
     table = open_table(artifact.path)
@@ -102,10 +105,12 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
         where = relative(skipped, session.workspace)
         session.console.line(f"[{name}] {count} images left out, {table.rows} remain; for the reasons see {where}")
         session.tracker.metrics({f"skipped.{split}": count})
-    warnings = artifact.path / WARNINGS
-    if warnings.exists():
-        for line in warnings.read_text().splitlines():
-            session.console.line(f"[{name}] warning: {line}")
+    path = artifact.path / WARNINGS
+    warnings = path.read_text().splitlines() if path.exists() else []
+    if split == config.train_split:
+        warnings += records.stray_masks(folder)
+    for line in warnings:
+        session.console.line(f"[{name}] warning: {line}")
     return Images(table, artifact, folder.classes)
 
 

@@ -65,11 +65,13 @@ def run(session: Session, refined: Refined, models: dict[str, Artifact]) -> Scor
 def _first(table: Table, wanted: int) -> tuple[Table, int]:
     """The first parts of a table, until they have `wanted` true masks, and the number of their true masks.
 
-    These are random images, because `images.run` shuffles lists.
+    Parts end after 4 * `wanted` images: networks predict all images of a part, also those without true masks. These are
+    random images, because `images.run` shuffles lists.
     """
-    parts, count = 0, 0
-    while count < wanted and parts < len(table.parts):
+    parts, rows, count = 0, 0, 0
+    while count < wanted and rows < 4 * wanted and parts < len(table.parts):
         count += sum(row["truth"] is not None for row in table.read(parts, ["truth"]))
+        rows += len(table.parts[parts])
         parts += 1
     return Table(table.path, table.parts[:parts]), count
 

@@ -19,6 +19,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from ssdd.config import ConfigError
 from ssdd.nets import checkpoints
 from ssdd.nets.checkpoints import MODEL
 from ssdd.objectives.task import Task
@@ -145,6 +146,11 @@ class _Training:
     def _attempt(self, plan: Plan, first_epoch: int, resume: AnyPath | None) -> None:
         """Train from a checkpoint, if there is one, to the last epoch, on the workers of a plan."""
         session, task, train, table = self.session, self.task, self.task.train, self.joined[0]
+        if session.config.step.bf16 and not plan.use_gpu:
+            raise ConfigError(
+                "--step.bf16 True: on some CPUs torch computes wrong gradients in bfloat16; leave it out if you train "
+                "without a GPU"
+            )
         images = min(train.batch_size, table.rows)
         workers = workers_for(images, plan.workers)
         if images < train.batch_size:
