@@ -25,9 +25,10 @@ from ssdd.storage.artifacts import whole
 
 _KEPT = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png"}
 """Formats that are kept; the others become PNG. MPO, from telephones, is a JPEG with a second picture behind it."""
-_SPLITS = ("train", "training", "val", "valid", "validation", "test")
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B")
 """Pillow's names of the pixel formats that a PNG can store."""
+_SPLITS = ("train", "training", "val", "valid", "validation", "test")
+"""Usual names of folders that are parts of a data set, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def _from_folders(source: Path) -> Labels:
     names_of: dict[Path, set[str]] = {}
     others: list[Path] = []
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-    splits = [folder for folder in folders if folder.name.lower() in _SPLITS]
-    with_classes = [folder for folder in splits if _has_folders_only(folder)]
-    if with_classes and splits == folders:
+    all_splits = all(folder.name.lower() in _SPLITS for folder in folders)
+    with_classes = [folder for folder in folders if all_splits and _has_folders_only(folder)]
+    if with_classes:
         names = ", ".join(folder.name for folder in folders)
         example = next((folder for folder in with_classes if folder.name.lower().startswith("train")), with_classes[0])
         raise DataError(

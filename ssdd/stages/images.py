@@ -16,7 +16,7 @@ from ssdd.data.records import ReadOptions, Record
 from ssdd.data.voc import VOCFolder
 from ssdd.runtime import progress
 from ssdd.runtime.session import Session
-from ssdd.storage.artifacts import Artifact, is_whole, read_about
+from ssdd.storage.artifacts import Artifact, read_about
 from ssdd.storage.paths import AnyPath, disk_beside, relative, threaded
 from ssdd.storage.tables import Row, Table, cut, open_table, write_table
 
@@ -77,7 +77,7 @@ def run(session: Session, split: str, need_labels: bool = True) -> Images:
     # enough. Then nothing that is built from it is made again.
     largest = read_about(session.store.identify(name, recipe)).get("largest", math.inf if skip else 0)
     strict = recipe | {"skip_broken": skip, "max_pixels": options.max_pixels}
-    if largest > config.max_pixels or (skip and is_whole(session.store.identify(name, strict))):
+    if largest > config.max_pixels or (skip and session.has(name, strict)):
         recipe = strict
 
     def make(path: AnyPath) -> dict[str, Any]:
